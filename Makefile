@@ -1,0 +1,43 @@
+# Two commands do everything: `make demo` and `make test`. Nothing needs an activated environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# With a sourced ROS 2 its own rclpy is used, which lives outside the environment.
+SITE := $(if $(ROS_DISTRO),--system-site-packages)
+ROS := $(if $(ROS_DISTRO),,$(COMMA)ros)
+COMMA := ,
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test setup lint train-drive clean
+
+demo: $(VENV)/.demo
+	$(BIN)/mm-edge demo $(ARGS)
+
+test: $(VENV)/.setup
+	$(BIN)/python -m pytest $(ARGS)
+
+setup: $(VENV)/.setup
+
+lint: $(VENV)/.setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Reproduces the shipped model from its seeds: episodes, training and DAgger; stopped, it goes on where it was.
+train-drive: $(VENV)/.setup
+	$(BIN)/python -m training.train drive --out runs/drive $(ARGS)
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(SITE) $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record$(ROS)]"
+	touch $@
+
+$(VENV)/.setup: $(VENV)/.demo
+	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record,train,export,trt-rtx,test$(ROS)]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,298 @@
+"""The aligner: streams that arrive late, jittered and out of order in; what the robot could see at an instant out.
+
+    aligner = Aligner(specs, tick_period_s=1 / 15)
+    aligner.push(sample)            # any thread, any order
+    window = aligner.window(t_ns)   # one call a tick
+
+It reads no clock. A sample is visible at `t` once `arrival_ns <= t`; its stamp orders it and ages it. Samples that are
+late, duplicate or from the future are counted and never move a stream backwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mm_edge.types import Audio, Sample, StreamSpec
+
+NS = 1_000_000_000
+
+
+class View(NamedTuple):
+    """One stream at one instant.
+
+    `data` is the newest visible sample's, or for windowed kinds the last `window_ms` in a fixed shape, oldest first:
+    audio int16 (n, channels), imu float32 (n, 6), with `valid` bool (n,). None if the stream was never seen.
+    """
+
+    data: Any
+    valid: np.ndarray | None
+    stamp_ns: int  # capture time of the newest data; 0 if never seen
+    age_s: float  # inf if never seen
+    present: bool  # seen, and not older than max_age_ms
+    fresh: bool  # present, and not handed out by an earlier window: the model should step on it
+    dt_s: float  # capture time since the stream's last step; the nominal period on the first
+    reset: bool  # the model should start this stream's state anew before stepping
+
+
+class Window(NamedTuple):
+    t_ns: int
+    dt_s: float  # since the last window; the nominal period on the first
+    reset: bool  # the clock jumped back or ticks stood still too long: all state starts anew
+    views: dict[str, View]
+
+
+class Aligner:
+    """Aligns streams at tick times.
+
+    Args:
+        specs: the streams, in the model's order.
+        tick_period_s: nominal time between windows.
+        max_gap_ms: silence after which a stream's (or, between windows, the whole model's) state starts anew.
+        future_tolerance_ms: how far a stamp may lie ahead of its arrival (clocks of one robot differ a little).
+        reanchor_after: consecutive refused samples that agree on their clock's offset before that offset is believed.
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[StreamSpec],
+        tick_period_s: float,
+        max_gap_ms: float = 2000.0,
+        future_tolerance_ms: float = 50.0,
+        reanchor_after: int = 10,
+    ):
+        self._tick_period_s = tick_period_s
+        self._max_gap_ns = round(max_gap_ms * 1e6)
+        tolerance_ns = round(future_tolerance_ms * 1e6)
+        self._streams = {
+            spec.name: _STREAMS.get(spec.kind, _Latest)(
+                spec,
+                max(tick_period_s, 1 / spec.rate_hz if spec.rate_hz else 0.0),
+                self._max_gap_ns,
+                tolerance_ns,
+                reanchor_after,
+            )
+            for spec in specs
+        }
+        self._t_ns: int | None = None
+
+    def push(self, sample: Sample) -> None:
+        """Take a sample in; constant time, no lock. Raises KeyError for a stream without a spec."""
+        stream = self._streams[sample.stream]
+        if len(stream.pending) == stream.pending.maxlen:
+            stream.counts["overflow"] += 1
+        stream.pending.append(sample)
+
+    def window(self, t_ns: int) -> Window:
+        """What is visible at `t_ns`. A time before the last window's means the clock jumped: everything starts anew."""
+        jumped_back = self._t_ns is not None and t_ns < self._t_ns
+        if jumped_back:
+            for stream in self._streams.values():
+                stream.clear()
+        first = self._t_ns is None or jumped_back
+        reset = jumped_back or (not first and t_ns - self._t_ns > self._max_gap_ns)  # type: ignore[operator]
+        dt_s = self._tick_period_s if first or reset else (t_ns - self._t_ns) / NS  # type: ignore[operator]
+        self._t_ns = t_ns
+        return Window(t_ns, dt_s, reset, {name: stream.view(t_ns, reset) for name, stream in self._streams.items()})
+
+    def counts(self, stream: str) -> Counter[str]:
+        """How many samples of `stream` were `admitted`, `late`, `duplicate`, `future`, lost to `overflow` or
+        `reanchored`; for audio also `gap` and `overlap`."""
+        return self._streams[stream].counts
+
+    def offset_ns(self, stream: str) -> int:
+        """What is subtracted from the stream's stamps since its clock was found to be off; 0 if it never was."""
+        return self._streams[stream].offset_ns
+
+
+class TickRule:
+    """When to tick: as the anchor stream's sample arrives, or `max_period_ms` after the last tick without one."""
+
+    def __init__(self, anchor: str, max_period_ms: float):
+        self.anchor = anchor
+        self._max_period_ns = round(max_period_ms * 1e6)
+        self._anchor_came = False
+        self._last_ns: int | None = None
+
+    def pushed(self, stream: str) -> None:
+        self._anchor_came |= stream == self.anchor
+
+    def due(self, now_ns: int) -> bool:
+        late = self._last_ns is None or not 0 <= now_ns - self._last_ns < self._max_period_ns
+        return self._anchor_came or late
+
+    def ticked(self, now_ns: int) -> None:
+        self._anchor_came, self._last_ns = False, now_ns
+
+
+class _Latest:
+    """A stream of which the newest sample counts."""
+
+    def __init__(self, spec: StreamSpec, period_s: float, max_gap_ns: int, tolerance_ns: int, reanchor_after: int):
+        self.spec = spec
+        self.period_s, self.max_gap_ns, self.tolerance_ns = period_s, max_gap_ns, tolerance_ns
+        self.reanchor_after = reanchor_after
+        self.max_age_ns = round(spec.max_age_ms * 1e6)
+        # Room for what arrives between two windows even when ticks stand still for a second; beyond it the oldest go.
+        self.pending: deque[Sample] = deque(maxlen=max(16, int(spec.rate_hz * (1.0 + spec.window_ms / 1e3) * 2)))
+        self.counts: Counter[str] = Counter()
+        self.offset_ns = 0
+        self.clear()
+
+    def clear(self) -> None:
+        self.pending.clear()
+        self._not_yet: list[Sample] = []
+        self._skews_ns: list[int] = []
+        self.newest_ns: int | None = None
+        self.stepped_ns: int | None = None
+        self.data: Any = None
+
+    def view(self, t_ns: int, reset: bool) -> View:
+        self._admit_until(t_ns)
+        if self.newest_ns is None:
+            return View(None, None, 0, float("inf"), False, False, self.period_s, reset)
+        age_ns = t_ns - self.newest_ns
+        present = self.spec.latched or age_ns <= self.max_age_ns
+        fresh = present and (reset or self.newest_ns != self.stepped_ns)  # state that starts anew must see it again
+        dt_s = self.period_s
+        if fresh:
+            reset |= self.spec.latched  # a new command replaces the one before, it does not add to it
+            if self.stepped_ns is not None and not reset:
+                dt_ns = self.newest_ns - self.stepped_ns
+                reset = dt_ns > self.max_gap_ns
+                dt_s = self.period_s if reset else dt_ns / NS
+            self.stepped_ns = self.newest_ns
+        data, valid = self._window()
+        return View(data, valid, self.newest_ns, age_ns / NS, present, fresh, dt_s, reset)
+
+    def _admit_until(self, t_ns: int) -> None:
+        waiting = self._not_yet
+        waiting.extend(self.pending.popleft() for _ in range(len(self.pending)))
+        waiting.sort(key=_arrival)  # threads may have pushed out of turn
+        self._not_yet = []
+        for sample in waiting:
+            if sample.arrival_ns > t_ns:
+                self._not_yet.append(sample)
+            else:
+                self._admit(sample)
+        del self._not_yet[: -(self.pending.maxlen or 0)]
+
+    def _admit(self, sample: Sample) -> None:
+        stamp_ns = self._stamp_ns(sample) - self.offset_ns
+        if stamp_ns - sample.arrival_ns > self.tolerance_ns:
+            self._refuse("future", sample)
+        elif self.newest_ns is not None and stamp_ns <= self.newest_ns and not self._fills_hole(sample):
+            self._refuse("duplicate" if stamp_ns == self.newest_ns else "late", sample)
+        else:
+            self._skews_ns.clear()
+            self.counts["admitted"] += 1
+            self._take(stamp_ns, sample.data)
+
+    def _refuse(self, why: str, sample: Sample) -> None:
+        """Count it. A sensor's clock that is wrong, but steadily so, is believed after a while: otherwise one wrong
+        clock would silence the stream for good. Samples that are merely late say nothing about a clock."""
+        self.counts[why] += 1
+        skew_ns = self._stamp_ns(sample) - sample.arrival_ns
+        if why != "future" and -skew_ns <= self.max_gap_ns:
+            return
+        if self._skews_ns and abs(skew_ns - self._skews_ns[0]) > self.tolerance_ns:
+            self._skews_ns.clear()
+        self._skews_ns.append(skew_ns)
+        if len(self._skews_ns) >= self.reanchor_after:
+            offset_ns, counts = max(self._skews_ns), self.counts
+            pending, not_yet = list(self.pending), self._not_yet
+            self.clear()
+            self.pending.extend(pending)
+            self._not_yet = not_yet
+            self.offset_ns, self.counts = offset_ns, counts
+            self.counts["reanchored"] += 1
+
+    def _stamp_ns(self, sample: Sample) -> int:
+        return sample.stamp_ns
+
+    def _fills_hole(self, sample: Sample) -> bool:
+        return False
+
+    def _take(self, stamp_ns: int, data: Any) -> None:
+        self.newest_ns, self.data = stamp_ns, data
+
+    def _window(self) -> tuple[Any, np.ndarray | None]:
+        return self.data, None
+
+
+class _Rows(_Latest):
+    """imu: the last rows, newest last, right-aligned in a fixed shape."""
+
+    def clear(self) -> None:
+        super().clear()
+        self._rows: deque[tuple[int, np.ndarray]] = deque(maxlen=self.spec.shape[0])
+
+    def _take(self, stamp_ns: int, data: np.ndarray) -> None:
+        super()._take(stamp_ns, data)
+        self._rows.append((stamp_ns, data))
+
+    def _window(self) -> tuple[np.ndarray, np.ndarray]:
+        n = self.spec.shape[0]
+        data, valid = np.zeros((n, 6), np.float32), np.zeros(n, bool)
+        since_ns = self.newest_ns - round(self.spec.window_ms * 1e6)  # type: ignore[operator]
+        rows = [row for stamp_ns, row in self._rows if stamp_ns > since_ns]
+        data[n - len(rows) :] = rows
+        valid[n - len(rows) :] = True
+        return data, valid
+
+
+class _Sound(_Latest):
+    """audio: a ring addressed by sample number. Chunks that never came leave silence marked invalid."""
+
+    def clear(self) -> None:
+        super().clear()
+        self._n = round(self.spec.window_ms * self.spec.sample_rate_hz / 1e3)
+        self._ring = np.zeros((self._n, self.spec.channels), np.int16)
+        self._valid = np.zeros(self._n, bool)
+        self._end: int | None = None  # number of the sample after the newest
+
+    def _stamp_ns(self, sample: Sample) -> int:
+        """The end of the chunk: a chunk is as new as its last sample."""
+        return sample.stamp_ns + len(sample.data.samples) * NS // sample.data.sample_rate_hz
+
+    def _fills_hole(self, sample: Sample) -> bool:
+        chunk: Audio = sample.data
+        last = chunk.first_sample + len(chunk.samples)
+        if self._end is None or chunk.first_sample < self._end - self._n or last > self._end:
+            return False
+        at = np.arange(chunk.first_sample, last) % self._n
+        if self._valid[at].any():
+            return False
+        self._ring[at], self._valid[at] = chunk.samples, True
+        return True
+
+    def _take(self, stamp_ns: int, data: Audio) -> None:
+        n, first = len(data.samples), data.first_sample
+        if self.newest_ns is not None and stamp_ns <= self.newest_ns:
+            return  # it filled a hole
+        if self._end is not None and first != self._end:
+            self.counts["gap" if first > self._end else "overlap"] += 1
+        if self._end is None or not self._end <= first <= self._end + self._n:
+            self._valid[:] = False  # a new microphone, or a hole longer than the window
+            self._ring[:] = 0
+        else:
+            hole = np.arange(self._end, first) % self._n
+            self._ring[hole], self._valid[hole] = 0, False
+        samples = data.samples[-self._n :]
+        at = np.arange(first + n - len(samples), first + n) % self._n
+        self._ring[at], self._valid[at] = samples, True
+        self.newest_ns, self._end = stamp_ns, first + n
+
+    def _window(self) -> tuple[np.ndarray, np.ndarray]:
+        shift = -(self._end % self._n)  # type: ignore[operator]
+        return np.roll(self._ring, shift, axis=0), np.roll(self._valid, shift)
+
+
+_arrival = itemgetter(2)  # of a Sample: arrival_ns
+
+
+_STREAMS: dict[str, type[_Latest]] = {"imu": _Rows, "audio": _Sound}

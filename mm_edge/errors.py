@@ -1,0 +1,45 @@
+"""Everything mm_edge refuses, it refuses with one of these. The message names the stream or file, what was expected,
+what came and, where there is something to do, what to do."""
+
+
+class EdgeError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class SampleError(EdgeError):
+    """A sample, or the message it came in, cannot be used. Counted and reported; the robot drives on.
+
+    Args:
+        stream: name of the stream.
+        expected: what a good sample has, in words.
+        got: what this one has.
+    """
+
+    def __init__(self, stream: str, expected: str, got: object):
+        super().__init__(f"{stream}: expected {expected}, got {got}")
+        self.stream, self.expected, self.got = stream, expected, got
+
+
+class BundleError(EdgeError):
+    """A bundle is damaged, incomplete, of an unknown version, or does not fit this robot."""
+
+
+class RecordingError(EdgeError):
+    """A recording cannot be read or written."""
+
+
+class EngineError(EdgeError):
+    """An inference engine is missing, or refuses or fails to run a part."""
+
+
+class MissingDependency(EdgeError):
+    """An optional library is not installed.
+
+    Args:
+        what: what was wanted, e.g. "the simulator".
+        library: import name, e.g. "mujoco".
+        extra: extra of mm-edge that brings it, e.g. "sim".
+    """
+
+    def __init__(self, what: str, library: str, extra: str):
+        super().__init__(f"{what} needs {library}: pip install 'mm-edge[{extra}]'")

@@ -1,0 +1,231 @@
+"""What a stream's data must look like (`check`) and how they become the model's input (`prepare`).
+
+Pure functions, shared with training: a model is trained on exactly these arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from mm_edge.align import View
+from mm_edge.errors import MissingDependency, SampleError
+from mm_edge.types import Audio, Scan, StreamSpec
+
+AUDIO_FRAME = 512  # samples of one spectrum
+AUDIO_HOP_S = 0.02
+SCAN_MIN_VALID = 0.5  # a scan with fewer measured beams says nothing about the room
+
+
+class Vocabulary:
+    """The words a model knows. Token 0 is padding; word i of the list is token i + 1."""
+
+    def __init__(self, words: Sequence[str]):
+        self.words = tuple(words)
+        self._ids = {word: i + 1 for i, word in enumerate(words)}
+
+    def encode(self, text: str, length: int, stream: str = "text") -> np.ndarray:
+        """int64 (length,), padded with 0. A command understood only in part is not obeyed in part: an unknown word, no
+        words or too many of them raise SampleError."""
+        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+        unknown = [w for w in words if w not in self._ids]
+        if unknown:
+            raise SampleError(stream, f"words among the {len(self.words)} the model knows", f"unknown {unknown[:3]}")
+        if not 0 < len(words) <= length:
+            raise SampleError(stream, f"1 to {length} words", f"{len(words)}")
+        tokens = np.zeros(length, np.int64)
+        tokens[: len(words)] = [self._ids[w] for w in words]
+        return tokens
+
+
+def check(spec: StreamSpec, data: Any, vocabulary: Vocabulary | None = None) -> None:
+    """Raise SampleError unless `data` is what a stream of this kind carries (see `types.Sample`)."""
+    if (wrong := _WRONG[spec.kind](spec, data)) is not None:
+        raise SampleError(spec.name, *wrong)
+    if spec.kind == "text" and vocabulary is not None:
+        vocabulary.encode(data, spec.shape[0], spec.name)
+
+
+def prepare(spec: StreamSpec, view: View, vocabulary: Vocabulary | None = None) -> np.ndarray:
+    """The model's input of shape `spec.shape`: uint8 for images, int64 for text, else float32."""
+    if spec.kind == "image":
+        return resize(view.data, *spec.shape[:2])
+    if spec.kind == "audio":
+        return log_mel(view.data, view.valid, spec)
+    if spec.kind == "scan":
+        return resample_scan(view.data, spec.shape[1], spec.range_max_m)
+    if spec.kind == "points":
+        return nearest_points(view.data, spec.shape[0], spec.range_max_m)
+    if spec.kind == "imu":
+        rows = (view.data - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32) * view.valid[:, None]  # type: ignore[index]
+        return np.concatenate([rows, view.valid[:, None]], axis=1, dtype=np.float32)  # type: ignore[index]
+    if spec.kind == "vector":
+        return (view.data - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    assert vocabulary is not None, "a text stream needs the bundle's vocabulary"
+    return vocabulary.encode(view.data, spec.shape[0], spec.name)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (h, w, 3) -> uint8 (height, width, 3), antialiased: halved by exact area means while that leaves at least
+    the target, then linear. As good as INTER_AREA to 1.3 / 255 and 6 times faster, since the factor is rarely whole."""
+    if image.shape[:2] == (height, width):
+        return image
+    try:
+        import cv2
+    except ImportError:
+        raise MissingDependency("resizing camera frames", "cv2", "camera") from None
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+        half = (image.shape[1] // 2, image.shape[0] // 2)
+        image = cv2.resize(image, half, interpolation=cv2.INTER_AREA)
+    if image.shape[:2] != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image
+
+
+def log_mel(samples: np.ndarray, valid: np.ndarray | None, spec: StreamSpec) -> np.ndarray:
+    """int16 (n, channels) -> float32 (channels + 1, bands, hops): first the level common to all channels, then the
+    differences between neighbouring channels (where a sound comes from), last the share of each frame that was heard.
+
+    Level is (log10 of band power - mean) / std; differences are in log10 of power (1 = 10 dB).
+    """
+    _, bands, hops = spec.shape
+    hop = round(AUDIO_HOP_S * spec.sample_rate_hz)
+    n = (hops - 1) * hop + AUDIO_FRAME
+    sound = np.ascontiguousarray(samples[-n:].T, np.float32)  # (channels, n)
+    overlapping = (sound.strides[0], hop * sound.itemsize, sound.itemsize)  # frames without a copy
+    frames = np.ndarray((spec.channels, hops, AUDIO_FRAME), np.float32, sound, strides=overlapping)
+    spectrum = np.fft.rfft(frames * _hann(AUDIO_FRAME))
+    power = spectrum.real**2 + spectrum.imag**2
+    mel = np.float32(power) @ _mel_bank(spec.sample_rate_hz, AUDIO_FRAME, bands)  # (channels, hops, bands)
+    log = np.log10(mel + np.float32(1e-6)).transpose(0, 2, 1)
+    out = np.empty(spec.shape, np.float32)
+    out[0] = (log.sum(axis=0) / np.float32(spec.channels) - np.float32(spec.mean[0])) / np.float32(spec.std[0])
+    out[1:-1] = log[:-1] - log[1:]
+    if valid is None or valid.all():
+        out[-1] = 1
+    else:
+        starts = np.arange(hops) * hop
+        out[-1] = np.lib.stride_tricks.sliding_window_view(valid[-n:], AUDIO_FRAME)[starts].mean(axis=1)
+    return out
+
+
+def resample_scan(scan: Scan, beams: int, range_max_m: float) -> np.ndarray:
+    """A scan of any geometry -> float32 (2, beams) over the full circle, beam 0 centred straight ahead,
+    counter-clockwise: closeness (1 touching, 0 nothing within `range_max_m`) of the nearest return in each sector, and
+    whether any beam of the scan measured there."""
+    order, sector, starts = _sectors(len(scan.ranges), round(scan.angle_min, 6), round(scan.angle_increment, 9), beams)
+    ranges = scan.ranges[order]
+    measured = ~np.isnan(ranges)
+    # No return is a measurement of nothing; a range below the sensor's least is something very close.
+    nearest = np.minimum.reduceat(np.where(measured, np.clip(ranges, 0, range_max_m), np.float32(range_max_m)), starts)
+    out = np.zeros((2, beams), np.float32)
+    out[0, sector] = 1 - nearest / np.float32(range_max_m)
+    out[1, sector] = np.maximum.reduceat(measured, starts)
+    return out
+
+
+def nearest_points(points: np.ndarray, n: int, range_max_m: float) -> np.ndarray:
+    """float32 (m, 3) -> float32 (n, 4): the n nearest finite points within range / range_max_m, nearest first, and 1
+    where there is one."""
+    distance = np.linalg.norm(points, axis=1)
+    near = np.flatnonzero(distance <= range_max_m)  # False for NaN
+    near = near[np.argsort(distance[near], kind="stable")[:n]]
+    out = np.zeros((n, 4), np.float32)
+    out[: len(near), :3], out[: len(near), 3] = points[near] / range_max_m, 1
+    return out
+
+
+@lru_cache(maxsize=8)
+def _hann(n: int) -> np.ndarray:
+    return np.hanning(n).astype(np.float32) / np.float32(32768)
+
+
+@lru_cache(maxsize=8)
+def _mel_bank(sample_rate_hz: int, frame: int, bands: int) -> np.ndarray:
+    """float32 (frame // 2 + 1, bands): triangles even on the HTK mel scale from 100 Hz to 0.475 of the rate."""
+    low_mel, high_mel = (2595 * math.log10(1 + hz / 700) for hz in (100.0, 0.475 * sample_rate_hz))
+    mel = np.linspace(low_mel, high_mel, bands + 2)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    freqs = np.fft.rfftfreq(frame, 1 / sample_rate_hz)[:, None]
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    return np.clip(np.minimum((freqs - low) / (centre - low), (high - freqs) / (high - centre)), 0, None).astype(
+        np.float32
+    )
+
+
+@lru_cache(maxsize=16)
+def _sectors(n: int, angle_min: float, angle_increment: float, beams: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For a scan's geometry: its beams in order of sector, the sectors that have any, and where each starts."""
+    angle = angle_min + angle_increment * np.arange(n)
+    sector = np.floor(angle / (2 * np.pi) * beams + 0.5).astype(int) % beams
+    order = np.argsort(sector, kind="stable")
+    present, starts = np.unique(sector[order], return_index=True)
+    return order, present, starts
+
+
+def _wrong_image(spec: StreamSpec, image: Any) -> tuple[str, str] | None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        return "uint8 (height, width, 3)", _describe(image)
+    return None if image.size else ("pixels", f"an empty image {image.shape}")
+
+
+def _wrong_audio(spec: StreamSpec, audio: Any) -> tuple[str, str] | None:
+    if not isinstance(audio, Audio) or audio.samples.dtype != np.int16 or audio.samples.ndim != 2:
+        return "Audio with int16 (n, channels) samples", _describe(getattr(audio, "samples", audio))
+    if audio.sample_rate_hz != spec.sample_rate_hz:
+        return f"{spec.sample_rate_hz} Hz", f"{audio.sample_rate_hz} Hz"
+    if audio.samples.shape[1] != spec.channels or len(audio.samples) == 0:
+        return f"samples of {spec.channels} channels", f"shape {audio.samples.shape}"
+    return None if audio.first_sample >= 0 else ("a sample number", str(audio.first_sample))
+
+
+def _wrong_scan(spec: StreamSpec, scan: Any) -> tuple[str, str] | None:
+    if not isinstance(scan, Scan) or scan.ranges.dtype != np.float32 or scan.ranges.ndim != 1 or len(scan.ranges) < 2:
+        return "Scan with float32 (n,) ranges", _describe(getattr(scan, "ranges", scan))
+    if not np.isfinite([scan.angle_min, scan.angle_increment]).all() or scan.angle_increment == 0:
+        return "finite angles", f"angle_min {scan.angle_min}, angle_increment {scan.angle_increment}"
+    if not 0 <= scan.range_min < scan.range_max:  # False for NaN
+        return "0 <= range_min < range_max", f"{scan.range_min}, {scan.range_max}"
+    measured = len(scan.ranges) - np.count_nonzero(np.isnan(scan.ranges))
+    if measured < SCAN_MIN_VALID * len(scan.ranges):
+        return f"at least {SCAN_MIN_VALID:.0%} of {len(scan.ranges)} beams measured", f"{measured}"
+    return None
+
+
+def _wrong_floats(shape: tuple[int | None, ...]) -> Callable[[StreamSpec, Any], tuple[str, str] | None]:
+    def wrong(spec: StreamSpec, data: Any) -> tuple[str, str] | None:
+        want = tuple(spec.shape[0] if n == -1 else n for n in shape)
+        if not isinstance(data, np.ndarray) or data.dtype != np.float32 or data.ndim != len(want):
+            return f"float32 {want}".replace("None", "n"), _describe(data)
+        if any(w is not None and w != n for w, n in zip(want, data.shape)):
+            return f"shape {want}".replace("None", "n"), str(data.shape)
+        if spec.kind == "points":
+            return None if len(data) else ("points", "an empty cloud")
+        return None if np.isfinite(data).all() else ("finite values", str(data[~np.isfinite(data)][:3]))
+
+    return wrong
+
+
+def _wrong_text(spec: StreamSpec, text: Any) -> tuple[str, str] | None:
+    if not isinstance(text, str):
+        return "str", _describe(text)
+    return None if len(text) <= 1000 else ("at most 1000 characters", f"{len(text)}")
+
+
+def _describe(data: Any) -> str:
+    return f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+
+
+_WRONG: dict[str, Callable[[StreamSpec, Any], tuple[str, str] | None]] = {
+    "image": _wrong_image,
+    "audio": _wrong_audio,
+    "scan": _wrong_scan,
+    "points": _wrong_floats((None, 3)),
+    "imu": _wrong_floats((6,)),
+    "vector": _wrong_floats((-1,)),
+    "text": _wrong_text,
+}

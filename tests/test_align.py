@@ -1,0 +1,236 @@
+"""The aligner: what a robot could see, and nothing from later."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm_edge.align import Aligner, TickRule
+from mm_edge.types import Audio, Sample, StreamSpec
+
+MS = 1_000_000
+T0 = 10_000 * MS
+
+CAMERA = StreamSpec("camera", "image", (2, 2, 3), rate_hz=10, max_age_ms=300)
+IMU = StreamSpec("imu", "imu", (4, 7), rate_hz=100, max_age_ms=50, window_ms=35)
+AUDIO = StreamSpec(
+    "audio", "audio", (2, 4, 1), rate_hz=100, max_age_ms=100, window_ms=3, sample_rate_hz=1000, channels=1
+)
+TEXT = StreamSpec("text", "text", (4,), rate_hz=0, max_age_ms=0, latched=True)
+
+
+def camera(stamp_ms: float, arrival_ms: float | None = None, data: object = "frame") -> Sample:
+    arrival_ms = stamp_ms if arrival_ms is None else arrival_ms
+    return Sample("camera", T0 + round(stamp_ms * MS), T0 + round(arrival_ms * MS), data)
+
+
+def view(aligner: Aligner, t_ms: float, stream: str = "camera"):
+    return aligner.window(T0 + round(t_ms * MS)).views[stream]
+
+
+def test_a_sample_is_seen_once_it_has_arrived():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    aligner.push(camera(0, arrival_ms=40))
+    assert not view(aligner, 39).present
+    seen = view(aligner, 40)
+    assert (seen.present, seen.fresh, seen.age_s, seen.stamp_ns) == (True, True, 0.04, T0)
+
+
+def test_each_sample_is_fresh_once_and_dt_is_the_time_between_captures():
+    aligner = Aligner([CAMERA], tick_period_s=0.05)
+    aligner.push(camera(0))
+    assert (view(aligner, 10).fresh, view(aligner, 20).fresh) == (True, False)
+    aligner.push(camera(130, arrival_ms=140))
+    second = view(aligner, 150)
+    assert (second.fresh, second.dt_s, second.reset) == (True, 0.13, False)
+
+
+def test_the_first_dt_is_nominal():
+    aligner = Aligner([CAMERA], tick_period_s=0.05)
+    aligner.push(camera(0))
+    assert view(aligner, 10).dt_s == 0.1
+
+
+def test_only_the_newest_of_several_is_stepped_on():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    for stamp_ms in (0, 100, 200):
+        aligner.push(camera(stamp_ms, data=stamp_ms))
+    assert view(aligner, 210).data == 200
+
+
+def test_too_old_is_absent():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    aligner.push(camera(0))
+    assert view(aligner, 300).present
+    assert not view(aligner, 301).present
+    assert view(aligner, 301).age_s == pytest.approx(0.301)
+
+
+def test_late_and_duplicate_samples_are_counted_and_change_nothing():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    for stamp_ms, arrival_ms in ((100, 100), (50, 110), (100, 120)):
+        aligner.push(camera(stamp_ms, arrival_ms, data=arrival_ms))
+    assert view(aligner, 130).data == 100
+    counts = aligner.counts("camera")
+    assert (counts["admitted"], counts["late"], counts["duplicate"]) == (1, 1, 1)
+
+
+def test_one_stamp_from_the_future_does_not_make_the_rest_late():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    aligner.push(camera(5000, arrival_ms=0))
+    aligner.push(camera(100))
+    assert view(aligner, 110).stamp_ns == T0 + 100 * MS
+    assert aligner.counts("camera")["future"] == 1
+
+
+def test_a_clock_that_is_steadily_ahead_is_believed_and_corrected():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    for i in range(11):
+        aligner.push(camera(i * 100 + 700, arrival_ms=i * 100))
+    seen = view(aligner, 1000)
+    assert (seen.present, seen.age_s) == (True, 0.0)
+    assert aligner.offset_ns("camera") == 700 * MS
+    assert aligner.counts("camera")["reanchored"] == 1
+
+
+def test_a_clock_that_jumped_back_is_believed_after_a_while():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    aligner.push(camera(0))
+    for i in range(1, 12):
+        aligner.push(camera(i * 100 - 5000, arrival_ms=i * 100))
+        aligner.window(T0 + i * 100 * MS)
+    assert (aligner.counts("camera")["late"], aligner.counts("camera")["reanchored"]) == (10, 1)
+    assert view(aligner, 1100).age_s == 0.0
+
+
+def test_a_gap_starts_the_streams_state_anew():
+    aligner = Aligner([CAMERA], tick_period_s=0.1, max_gap_ms=1000)
+    aligner.push(camera(0))
+    assert not view(aligner, 0).reset
+    for t in range(100, 1500, 100):
+        aligner.window(T0 + t * MS)
+    aligner.push(camera(1500))
+    after = view(aligner, 1500)
+    assert (after.reset, after.dt_s) == (True, 0.1)
+
+
+def test_a_clock_that_jumps_back_starts_everything_anew():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    aligner.push(camera(1000))
+    assert not aligner.window(T0 + 1000 * MS).reset
+    window = aligner.window(T0)
+    assert window.reset
+    assert not window.views["camera"].present
+    aligner.push(camera(50))
+    assert view(aligner, 60).fresh
+
+
+def test_text_does_not_go_stale_and_a_new_command_replaces_the_old():
+    aligner = Aligner([TEXT], tick_period_s=0.1)
+    aligner.push(Sample("text", T0, T0, "go"))
+    assert view(aligner, 0, "text").fresh
+    later = view(aligner, 1500, "text")
+    assert (later.present, later.fresh) == (True, False)
+    aligner.push(Sample("text", T0 + 1600 * MS, T0 + 1600 * MS, "stop"))
+    assert view(aligner, 1600, "text").reset
+
+
+def test_imu_rows_come_oldest_first_in_a_fixed_shape():
+    aligner = Aligner([IMU], tick_period_s=0.1)
+    for i in range(3):
+        aligner.push(Sample("imu", T0 + i * 10 * MS, T0 + i * 10 * MS, np.full(6, i, np.float32)))
+    seen = view(aligner, 20, "imu")
+    assert seen.valid.tolist() == [False, True, True, True]
+    assert seen.data[:, 0].tolist() == [0, 0, 1, 2]
+    for i in range(3, 6):
+        aligner.push(Sample("imu", T0 + i * 10 * MS, T0 + i * 10 * MS, np.full(6, i, np.float32)))
+    assert view(aligner, 50, "imu").data[:, 0].tolist() == [2, 3, 4, 5]
+
+
+def sound(first: int, *values: int, arrival_ms: float | None = None) -> Sample:
+    """At 1 kHz sample number n is captured n ms after T0."""
+    end_ms = first + len(values)
+    data = Audio(np.array(values, np.int16)[:, None], first, 1000)
+    return Sample("audio", T0 + first * MS, T0 + round((arrival_ms or end_ms) * MS), data)
+
+
+def test_audio_is_placed_by_sample_number_and_gaps_are_silence():
+    aligner = Aligner([AUDIO], tick_period_s=0.1)
+    aligner.push(sound(0, 1, 2))
+    aligner.push(sound(3, 4))  # sample 2 never came
+    seen = view(aligner, 4, "audio")
+    assert seen.data[:, 0].tolist() == [2, 0, 4]
+    assert seen.valid.tolist() == [True, False, True]
+    assert (seen.stamp_ns, aligner.counts("audio")["gap"]) == (T0 + 4 * MS, 1)
+
+
+def test_a_late_chunk_of_audio_fills_its_hole():
+    aligner = Aligner([AUDIO], tick_period_s=0.1)
+    for chunk in (sound(0, 1), sound(2, 3), sound(1, 2, arrival_ms=4)):
+        aligner.push(chunk)
+    seen = view(aligner, 5, "audio")
+    assert seen.data[:, 0].tolist() == [1, 2, 3]
+    assert seen.valid.all()
+    assert seen.stamp_ns == T0 + 3 * MS
+
+
+def test_a_chunk_longer_than_the_window_leaves_its_end():
+    aligner = Aligner([AUDIO], tick_period_s=0.1)
+    aligner.push(sound(0, 1, 2, 3, 4, 5))
+    assert view(aligner, 5, "audio").data[:, 0].tolist() == [3, 4, 5]
+
+
+@st.composite
+def arrivals(draw):
+    """Frames of any rate from 0.1 to 1,000 Hz with jitter, latency, loss and duplicates, pushed in any order."""
+    period_ms = 1000 / draw(st.floats(0.1, 1000))
+    samples = []
+    for i in range(draw(st.integers(1, 30))):
+        stamp_ms = i * period_ms + draw(st.floats(0, 0.9)) * period_ms
+        for _ in range(draw(st.sampled_from((0, 1, 1, 1, 2)))):
+            samples.append(camera(stamp_ms, stamp_ms + draw(st.floats(0, 3)) * period_ms, data=stamp_ms))
+    ticks = sorted(draw(st.lists(st.floats(0, 35 * period_ms), min_size=1, max_size=20)))
+    return draw(st.permutations(samples)), ticks
+
+
+@settings(max_examples=200, deadline=None)
+@given(arrivals())
+def test_never_from_the_future_never_backwards(case):
+    samples, ticks = case
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    for sample in samples:
+        aligner.push(sample)
+    newest = 0
+    for t_ms in ticks:
+        seen = view(aligner, t_ms)
+        visible = [s.stamp_ns for s in samples if s.arrival_ns <= T0 + round(t_ms * MS)]
+        if seen.stamp_ns:
+            assert seen.stamp_ns in visible
+            assert seen.stamp_ns >= newest
+            assert seen.age_s >= 0
+        if visible and len(samples) <= 16:  # else the oldest of so many at once go
+            assert seen.stamp_ns == max(visible)
+        newest = seen.stamp_ns
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 2000))
+def test_memory_is_bounded_when_nobody_ticks(n):
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    for i in range(n):
+        aligner.push(camera(i))
+    kept = aligner._streams["camera"].pending
+    assert len(kept) <= kept.maxlen == 20
+    assert aligner.counts("camera")["overflow"] == max(0, n - 20)
+
+
+def test_tick_with_the_anchor_or_when_it_is_late():
+    rule = TickRule("camera", max_period_ms=100)
+    assert rule.due(T0)  # the first tick waits for nothing
+    rule.ticked(T0)
+    assert not rule.due(T0 + 99 * MS)
+    assert rule.due(T0 + 100 * MS)
+    rule.pushed("imu")
+    assert not rule.due(T0 + 10 * MS)
+    rule.pushed("camera")
+    assert rule.due(T0 + 10 * MS)
