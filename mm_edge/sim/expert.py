@@ -1,0 +1,122 @@
+"""The demonstrator: knows the room, but only acts on what the robot could have sensed, so that it can be imitated.
+
+It follows the cheapest path to the target on a grid, slows down where it is narrow, stops for the alarm, and, told to
+go to something it has not seen for a while, turns around to look for it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+import mujoco
+import numpy as np
+
+from mm_edge.sim.rooms import REACH_M, Thing
+from mm_edge.sim.world import CAMERA_FOV_DEG, V_MAX, World
+
+CELL_M = 0.1
+ROBOT_RADIUS_M = 0.18
+MEMORY_S = 3.0  # how long it goes on toward a target out of sight
+LOOK_S = 6.0  # then it turns, a little more than once around, before it goes on all the same
+_NEIGHBOURS = [(a, b, math.hypot(a, b)) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
+_SEEN = np.array([1, 0, 0, 0, 0, 0], np.uint8)
+
+
+class Expert:
+    """`action()` once a tick: (v m/s, w rad/s) for the world as it is."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self._side = 1.0  # where the target was last seen: left
+        self._seen_s = -math.inf
+        room = world.room
+        self._others = [*(o for i, o in enumerate(room.objects) if i != room.target), *room.obstacles]
+        self._cost_to_go = self._plan()
+
+    def action(self) -> np.ndarray:
+        if self.world.alarm_on():
+            return np.zeros(2)
+        t = self.world.t_s
+        if self.sees_target() or self.world.room.by_sound:
+            self._seen_s = t
+            if abs(bearing := self.world.bearing(self.world.room.target)[1]) > 0.05:
+                self._side = math.copysign(1.0, bearing)
+        since = t - max(self._seen_s, 0.0) if self._seen_s >= 0 else t + MEMORY_S
+        if since > MEMORY_S and (since - MEMORY_S) % (LOOK_S + 2.0) < LOOK_S:
+            return np.array([0.0, 1.2 * self._side])
+        x, y, yaw = self.world.pose()
+        ahead_x, ahead_y = self._look_ahead(x, y)
+        error = (math.atan2(ahead_y - y, ahead_x - x) - yaw + math.pi) % (2 * math.pi) - math.pi
+        turn = float(np.clip(2.5 * error, -1.5, 1.5))
+        if abs(error) > 1.2:
+            return np.array([0.0, turn])
+        pace = max(0.0, math.cos(error)) ** 3 * np.clip((self._clearance_ahead(x, y, yaw) - 0.05) / 0.5, 0.25, 1.0)
+        return np.array([V_MAX * pace, turn])
+
+    def sees_target(self) -> bool:
+        """The target's centre is in the camera's field of view and nothing is before it."""
+        world, target = self.world, self.world.room.target
+        if abs(world.bearing(target)[1]) > math.radians(CAMERA_FOV_DEG / 2 - 3):
+            return False
+        geom = world.object_geoms[target]
+        camera = world.data.cam_xpos[0]
+        ray = world.data.geom_xpos[geom] - camera
+        hit = np.zeros(1, np.int32)
+        mujoco.mj_ray(world.model, world.data, camera, ray / np.linalg.norm(ray), _SEEN, 1, world.base, hit, None)
+        return bool(hit[0] == geom)
+
+    def _clearance_ahead(self, x: float, y: float, yaw: float) -> float:
+        """Metres to drive straight on before the nearest thing is touched, as far as it lies within 45 degrees."""
+        nearest = 9.0
+        for thing in self._others:
+            dx, dy = thing.x - x, thing.y - y
+            if dx * math.cos(yaw) + dy * math.sin(yaw) > 0.7 * math.hypot(dx, dy):
+                nearest = min(nearest, math.hypot(dx, dy) - _outer(thing) - ROBOT_RADIUS_M)
+        return nearest
+
+    def _look_ahead(self, x: float, y: float) -> tuple[float, float]:
+        """A point half a metre down the cheapest path."""
+        hx, hy = self.world.room.half
+        n, m = self._cost_to_go.shape
+        i = min(max(round((x + hx) / CELL_M), 0), n - 1)
+        j = min(max(round((y + hy) / CELL_M), 0), m - 1)
+        for _ in range(5):
+            steps = [(i + a, j + b) for a, b, _ in _NEIGHBOURS if 0 <= i + a < n and 0 <= j + b < m]
+            best = min(steps, key=lambda s: self._cost_to_go[s])
+            if self._cost_to_go[best] >= self._cost_to_go[i, j]:
+                break
+            i, j = best
+        return i * CELL_M - hx, j * CELL_M - hy
+
+    def _plan(self) -> np.ndarray:
+        """Dijkstra's cost-to-go from every cell: clear of things, and out of reach of the wrong objects."""
+        room = self.world.room
+        hx, hy = room.half
+        n, m = int(2 * hx / CELL_M) + 1, int(2 * hy / CELL_M) + 1
+        x, y = np.meshgrid(CELL_M * np.arange(n) - hx, CELL_M * np.arange(m) - hy, indexing="ij")
+        clearance = np.minimum(hx - np.abs(x), hy - np.abs(y)) - 0.05
+        for thing in self._others:
+            radius = REACH_M - 0.05 if thing.colour else _outer(thing)
+            clearance = np.minimum(clearance, np.hypot(x - thing.x, y - thing.y) - radius)
+        cost = 1 + 50 * np.clip(0.5 - clearance, 0, 0.5) ** 2 + 40 * (clearance < ROBOT_RADIUS_M + 0.06)
+        cost_to_go = np.full((n, m), np.inf)
+        target = room.objects[room.target]
+        start = (round((target.x + hx) / CELL_M), round((target.y + hy) / CELL_M))
+        cost_to_go[start] = 0
+        queue = [(0.0, start)]
+        while queue:
+            so_far, (i, j) = heapq.heappop(queue)
+            if so_far > cost_to_go[i, j]:
+                continue
+            for a, b, length in _NEIGHBOURS:
+                u, v = i + a, j + b
+                if 0 <= u < n and 0 <= v < m and (total := so_far + length * cost[u, v]) < cost_to_go[u, v]:
+                    cost_to_go[u, v] = total
+                    heapq.heappush(queue, (total, (u, v)))
+        return cost_to_go
+
+
+def _outer(thing: Thing) -> float:
+    """Radius of the circle around a thing's footprint."""
+    return thing.radius * (0.8 * math.sqrt(2) if thing.shape == "box" else 1.0)
