@@ -1,0 +1,350 @@
+"""ROS messages <-> samples, by their fields alone: the same code serves rclpy's messages on a robot and rosbags' in a
+recording, and imports neither.
+
+    sample = from_ros(spec, "sensor_msgs/msg/Image", msg, arrival_ns)
+    to_ros("image", msg, sample.stamp_ns, sample.data)
+
+Sound travels as a sensor_msgs/PointCloud2, the standard message that describes its own fields, holding one point. A
+point's fields may be arrays (`PointField.count`), so a chunk of n samples is the record
+
+    sample_rate_hz UINT32, first_sample FLOAT64 (exact to 2**53), ch0 INT16[n], ch1 INT16[n], ...
+
+with height = width = 1 and point_step = row_step = size of the record. Rate and sample number cost 16 bytes a chunk,
+are read by name like the sound itself, and leave the header's stamp and frame_id their meaning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Callable
+from dataclasses import asdict
+from operator import index
+from typing import Any
+
+import numpy as np
+
+from mm_edge.errors import BundleError, MissingDependency, SampleError
+from mm_edge.types import Action, Audio, Output, Sample, Scan, StreamSpec
+
+NS = 1_000_000_000
+TWIST = ("linear_x", "linear_y", "linear_z", "angular_x", "angular_y", "angular_z")
+
+# The message that carries each kind of stream from us. `vector`: positions of a JointState, since that has a header.
+MESSAGE_TYPES = {
+    "image": "sensor_msgs/msg/Image",
+    "audio": "sensor_msgs/msg/PointCloud2",
+    "scan": "sensor_msgs/msg/LaserScan",
+    "points": "sensor_msgs/msg/PointCloud2",
+    "imu": "sensor_msgs/msg/Imu",
+    "vector": "sensor_msgs/msg/JointState",
+    "text": "std_msgs/msg/String",
+}
+UNSTAMPED = ("std_msgs/msg/String", "geometry_msgs/msg/Twist")  # no header: their arrival is their stamp
+
+# encoding: bytes a pixel, and cv2's way to RGB. All are bytes, so `is_bigendian` has nothing to say.
+_ENCODINGS = {
+    "rgb8": (3, ""),
+    "bgr8": (3, "COLOR_BGR2RGB"),
+    "rgba8": (4, "COLOR_RGBA2RGB"),
+    "bgra8": (4, "COLOR_BGRA2RGB"),
+    "mono8": (1, "COLOR_GRAY2RGB"),
+    "yuyv": (2, "COLOR_YUV2RGB_YUY2"),
+    "yuv422_yuy2": (2, "COLOR_YUV2RGB_YUY2"),
+    "uyvy": (2, "COLOR_YUV2RGB_UYVY"),
+    "yuv422": (2, "COLOR_YUV2RGB_UYVY"),
+}
+_COMPRESSED = {b"\xff\xd8": ("jpeg", b"\xff\xd9"), b"\x89P": ("png", b"IEND\xaeB`\x82")}  # how they begin and end
+_DATATYPES = ("", "i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")  # by PointField.datatype
+_INT16, _UINT32, _FLOAT32, _FLOAT64 = 3, 6, 7, 8
+
+
+def from_ros(spec: StreamSpec, type_name: str, msg: Any, arrival_ns: int) -> Sample:
+    """The sample that `msg` of type `type_name` ("sensor_msgs/msg/Image") holds for the stream `spec`.
+
+    Reads Image (rgb8, bgr8, rgba8, bgra8, mono8, yuyv, uyvy) and CompressedImage (jpeg, png) as image, PointCloud2 as
+    audio (see above) or points, LaserScan, Imu, String, and as vector: Twist and TwistStamped (6: linear, angular),
+    Odometry (13: position, orientation x y z w, linear, angular), JointState (position, velocity, effort, as far as
+    given, in the message's order). Arrays may share the message's memory. Whether the values make sense (NaN, a wrong
+    sample rate) is for `preprocess.check`.
+
+    Raises SampleError for a message of another type, without a stamp, or whose fields contradict each other.
+    """
+    read = _READERS.get((spec.kind, type_name))
+    if read is None:
+        wanted = [name for kind, name in _READERS if kind == spec.kind]
+        raise SampleError(spec.name, f"a message with {spec.kind}: {', '.join(wanted)}", type_name)
+    try:
+        stamp_ns = arrival_ns if type_name in UNSTAMPED else _stamp_ns(spec, msg.header.stamp)
+        return Sample(spec.name, stamp_ns, arrival_ns, read(spec, msg))
+    except (AttributeError, TypeError, ValueError, OverflowError, LookupError) as error:
+        raise SampleError(spec.name, f"a well-formed {type_name}", f"{type(error).__name__}: {error}") from error
+
+
+def to_ros(
+    kind: str, msg: Any, stamp_ns: int, data: Any, frame_id: str = "", point_field: Callable[..., Any] | None = None
+) -> None:
+    """Fill `msg`, a message of the type `MESSAGE_TYPES[kind]`, with a sample's data. A message may be filled again and
+    again: its buffers are kept. Audio and points need `point_field`, the PointField class that goes with `msg`."""
+    if kind != "text":
+        _set_header(msg, stamp_ns, frame_id)
+    _WRITERS[kind](msg, data, point_field)
+
+
+def action_to_ros(msg: Any, stamp_ns: int, action: Action, frame_id: str = "") -> None:
+    """Put the first row of `action` into a Twist or TwistStamped. Raises BundleError for an action that is no twist."""
+    if unknown := [name for name in action.names if name not in TWIST]:
+        raise BundleError(f"a Twist has {', '.join(TWIST)}; this model also wants to move {', '.join(unknown)}")
+    values = dict(zip(action.names, action.values[0]))
+    twist = getattr(msg, "twist", msg)
+    for name in TWIST:
+        part, axis = name.split("_")
+        setattr(getattr(twist, part), axis, float(values.get(name, 0.0)))
+    if twist is not msg:
+        _set_header(msg, stamp_ns, frame_id)
+
+
+def twist_from_ros(msg: Any) -> np.ndarray:
+    """float32 (6,) in the order of `TWIST`, of a Twist or TwistStamped."""
+    twist = getattr(msg, "twist", msg)
+    return np.array([*_xyz(twist.linear), *_xyz(twist.angular)], np.float32)
+
+
+def output_to_json(output: Output) -> str:
+    """One line of JSON; the age of a stream never seen is null, attention is to four digits."""
+    fields = asdict(output)
+    fields["ages_s"] = {name: age_s if math.isfinite(age_s) else None for name, age_s in output.ages_s.items()}
+    for attention in fields["attention"]:
+        attention["weights"] = np.round(np.float64(attention["weights"]), 4)
+    return json.dumps(fields, default=lambda numpy_value: numpy_value.tolist(), allow_nan=False)
+
+
+def _stamp_ns(spec: StreamSpec, stamp: Any) -> int:
+    sec, nanosec = index(stamp.sec), index(stamp.nanosec)
+    if (sec, nanosec) == (0, 0):
+        raise SampleError(spec.name, "a stamp", "0: its driver leaves header.stamp empty")
+    if sec < 0 or not 0 <= nanosec < NS:
+        raise SampleError(spec.name, "a stamp of whole seconds and nanoseconds", f"{sec} s, {nanosec} ns")
+    return sec * NS + nanosec
+
+
+def _image(spec: StreamSpec, msg: Any) -> np.ndarray:
+    if msg.encoding not in _ENCODINGS:
+        raise SampleError(spec.name, f"an encoding among {', '.join(_ENCODINGS)}", repr(msg.encoding))
+    pixel, to_rgb = _ENCODINGS[msg.encoding]
+    height, width, step = index(msg.height), index(msg.width), index(msg.step)
+    if height <= 0 or width <= 0:
+        raise SampleError(spec.name, "pixels", f"an image of {width} x {height}")
+    if step < width * pixel:
+        raise SampleError(spec.name, f"a step of at least {width} x {pixel} bytes ({msg.encoding})", step)
+    pixels = _bytes(spec, msg.data, step * height, f"{height} rows of {step} bytes")
+    pixels = pixels.reshape(height, step)[:, : width * pixel].reshape(height, width, pixel)
+    return _convert(spec, pixels, to_rgb) if to_rgb else pixels
+
+
+def _compressed_image(spec: StreamSpec, msg: Any) -> np.ndarray:
+    data = np.frombuffer(msg.data, np.uint8)
+    name, end = _COMPRESSED.get(data[:2].tobytes(), ("", b""))
+    if not name:
+        raise SampleError(spec.name, "jpeg or png", f"format {msg.format!r} beginning with {data[:4].tobytes()!r}")
+    if not data.tobytes().rstrip(b"\0").endswith(end):  # cv2 would invent the part that is missing
+        raise SampleError(spec.name, f"a whole {name}", f"{len(data)} bytes without its end")
+    cv2 = _cv2()
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if image is None:
+        raise SampleError(spec.name, f"a {name} that can be decoded", f"{len(data)} bytes that cannot")
+    return _convert(spec, image, "COLOR_BGR2RGB")
+
+
+def _convert(spec: StreamSpec, image: np.ndarray, to_rgb: str) -> np.ndarray:
+    cv2 = _cv2()
+    try:
+        return cv2.cvtColor(image, getattr(cv2, to_rgb))
+    except cv2.error as error:
+        raise SampleError(spec.name, f"an image for {to_rgb}", f"{image.shape}: {error}") from error
+
+
+def _cv2() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        raise MissingDependency("converting camera frames", "cv2", "camera") from None
+    return cv2
+
+
+def _scan(spec: StreamSpec, msg: Any) -> Scan:
+    ranges = np.asarray(msg.ranges, np.float32)
+    if ranges.ndim != 1 or len(ranges) == 0:
+        raise SampleError(spec.name, "ranges", f"shape {ranges.shape}")
+    return Scan(ranges, *(float(getattr(msg, f)) for f in ("angle_min", "angle_increment", "range_min", "range_max")))
+
+
+def _imu(spec: StreamSpec, msg: Any) -> np.ndarray:
+    for name in ("linear_acceleration", "angular_velocity"):
+        if getattr(msg, f"{name}_covariance")[0] == -1:  # how the message says that this was not measured
+            raise SampleError(spec.name, f"a measured {name}", "covariance[0] = -1: not measured")
+    return np.array([*_xyz(msg.linear_acceleration), *_xyz(msg.angular_velocity)], np.float32)
+
+
+def _text(spec: StreamSpec, msg: Any) -> str:
+    if not isinstance(msg.data, str):
+        raise SampleError(spec.name, "str", type(msg.data).__name__)
+    return msg.data
+
+
+def _odometry(spec: StreamSpec, msg: Any) -> np.ndarray:
+    pose, turn = msg.pose.pose, msg.pose.pose.orientation
+    return np.array([*_xyz(pose.position), *_xyz(turn), turn.w, *twist_from_ros(msg.twist)], np.float32)
+
+
+def _joint_state(spec: StreamSpec, msg: Any) -> np.ndarray:
+    return np.concatenate([msg.position, msg.velocity, msg.effort], dtype=np.float32)
+
+
+def _audio(spec: StreamSpec, msg: Any) -> Audio:
+    channels = [f"ch{i}" for i in range(len(msg.fields) - 2)]
+    cloud = _cloud(spec, msg, {"sample_rate_hz": _UINT32, "first_sample": _FLOAT64, **dict.fromkeys(channels, _INT16)})
+    if cloud.shape != (1, 1) or not channels or len({cloud.dtype[name] for name in channels}) != 1:
+        counts = {field.name: field.count for field in msg.fields}
+        raise SampleError(spec.name, "one point with as many samples in each channel", f"{cloud.shape} points {counts}")
+    record = cloud[0, 0]
+    rate, first = record["sample_rate_hz"].item(), record["first_sample"].item()
+    if rate == 0 or not (first.is_integer() and 0 <= first <= 2**53):
+        raise SampleError(spec.name, "a sample rate and the number of the first sample", f"{rate} Hz, {first}")
+    samples = np.stack([record[name] for name in channels], axis=1).astype(np.int16, copy=False)
+    return Audio(samples, int(first), rate)
+
+
+def _points(spec: StreamSpec, msg: Any) -> np.ndarray:
+    cloud = _cloud(spec, msg, dict.fromkeys("xyz", _FLOAT32))
+    return np.stack([cloud[axis].reshape(cloud.size) for axis in "xyz"], axis=1).astype(np.float32, copy=False)
+
+
+def _cloud(spec: StreamSpec, msg: Any, wanted: dict[str, int]) -> np.ndarray:
+    """A PointCloud2's points as a structured array (height, width) with the fields in `wanted`, name: datatype."""
+    fields = {field.name: field for field in msg.fields}
+    types = {name: fields[name].datatype if name in fields else None for name in wanted}
+    if types != wanted:
+        raise SampleError(spec.name, f"fields (name: datatype) {wanted}", {f.name: f.datatype for f in msg.fields})
+    height, width, point_step, row_step = map(index, (msg.height, msg.width, msg.point_step, msg.row_step))
+    if height <= 0 or width <= 0:
+        raise SampleError(spec.name, "points", f"a cloud of {width} x {height}")
+    if row_step < width * point_step:
+        raise SampleError(spec.name, f"a row_step of at least {width} x {point_step} bytes", row_step)
+    order = ">" if msg.is_bigendian else "<"
+    formats = [(order + _DATATYPES[kind], (index(fields[name].count),)) for name, kind in wanted.items()]
+    offsets = [index(fields[name].offset) for name in wanted]
+    if min(offsets) < 0 or min(shape[0] for _, shape in formats) < 1:
+        raise SampleError(spec.name, "fields with an offset and a count", f"offsets {offsets}, formats {formats}")
+    record = np.dtype({"names": [*wanted], "formats": formats, "offsets": offsets, "itemsize": point_step})
+    data = _bytes(spec, msg.data, row_step * height, f"{height} rows of {row_step} bytes")
+    return np.ndarray((height, width), record, data, strides=(row_step, point_step))
+
+
+def _bytes(spec: StreamSpec, data: Any, size: int, what: str) -> np.ndarray:
+    if len(data) != size:
+        raise SampleError(spec.name, f"{what}, {size} together", f"{len(data)} bytes")
+    return np.frombuffer(data, np.uint8, size)
+
+
+def _xyz(vector: Any) -> tuple[float, float, float]:
+    return float(vector.x), float(vector.y), float(vector.z)
+
+
+_READERS: dict[tuple[str, str], Callable[[StreamSpec, Any], Any]] = {
+    ("image", "sensor_msgs/msg/Image"): _image,
+    ("image", "sensor_msgs/msg/CompressedImage"): _compressed_image,
+    ("audio", "sensor_msgs/msg/PointCloud2"): _audio,
+    ("scan", "sensor_msgs/msg/LaserScan"): _scan,
+    ("points", "sensor_msgs/msg/PointCloud2"): _points,
+    ("imu", "sensor_msgs/msg/Imu"): _imu,
+    ("text", "std_msgs/msg/String"): _text,
+    ("vector", "geometry_msgs/msg/Twist"): lambda spec, msg: twist_from_ros(msg),
+    ("vector", "geometry_msgs/msg/TwistStamped"): lambda spec, msg: twist_from_ros(msg),
+    ("vector", "nav_msgs/msg/Odometry"): _odometry,
+    ("vector", "sensor_msgs/msg/JointState"): _joint_state,
+}
+
+
+def _set_header(msg: Any, stamp_ns: int, frame_id: str) -> None:
+    msg.header.stamp.sec, msg.header.stamp.nanosec = divmod(int(stamp_ns), NS)
+    msg.header.frame_id = frame_id
+
+
+def _set_array(msg: Any, field: str, values: np.ndarray) -> None:
+    """rclpy keeps sequences in array.array. Refilling one in place takes 14 us for a VGA frame on every distribution;
+    assigning a list or an ndarray takes 20 to 60 ms. rosbags keeps ndarrays."""
+    values = np.ascontiguousarray(values).reshape(-1)
+    held = getattr(msg, field)
+    if isinstance(held, np.ndarray):
+        setattr(msg, field, values)
+        return
+    if len(held) != len(values):
+        setattr(msg, field, array(values.dtype.char, bytes(values.nbytes)))
+        held = getattr(msg, field)  # some distributions keep a copy
+    if len(values):
+        np.frombuffer(held, values.dtype)[:] = values
+
+
+def _write_image(msg: Any, rgb: np.ndarray, _: Any) -> None:
+    msg.height, msg.width, msg.encoding = rgb.shape[0], rgb.shape[1], "rgb8"
+    msg.step, msg.is_bigendian = 3 * rgb.shape[1], 0
+    _set_array(msg, "data", rgb)
+
+
+def _write_scan(msg: Any, scan: Scan, _: Any) -> None:
+    msg.angle_min, msg.angle_increment = float(scan.angle_min), float(scan.angle_increment)
+    msg.angle_max = float(np.float32(scan.angle_min + (len(scan.ranges) - 1) * scan.angle_increment))
+    msg.range_min, msg.range_max = float(scan.range_min), float(scan.range_max)
+    _set_array(msg, "ranges", scan.ranges)
+
+
+def _write_imu(msg: Any, row: np.ndarray, _: Any) -> None:
+    values = row.tolist()
+    for vector, at in ((msg.linear_acceleration, 0), (msg.angular_velocity, 3)):
+        vector.x, vector.y, vector.z = values[at : at + 3]
+    msg.orientation_covariance[0] = -1.0  # not measured
+
+
+def _write_vector(msg: Any, values: np.ndarray, _: Any) -> None:
+    msg.name = [str(i) for i in range(len(values))]
+    _set_array(msg, "position", values.astype(np.float64))
+
+
+def _write_audio(msg: Any, audio: Audio, point_field: Any) -> None:
+    n, channels = audio.samples.shape
+    fields = [("sample_rate_hz", 0, _UINT32, 1), ("first_sample", 8, _FLOAT64, 1)]
+    fields += [(f"ch{i}", 16 + 2 * n * i, _INT16, n) for i in range(channels)]
+    record = np.concatenate(
+        [
+            np.array([audio.sample_rate_hz, 0], "<u4").view(np.uint8),
+            np.array([audio.first_sample], "<f8").view(np.uint8),
+            np.ascontiguousarray(audio.samples.T, "<i2").reshape(-1).view(np.uint8),
+        ]
+    )
+    _write_cloud(msg, record, len(record), fields, point_field)
+
+
+def _write_points(msg: Any, points: np.ndarray, point_field: Any) -> None:
+    fields = [(axis, 4 * i, _FLOAT32, 1) for i, axis in enumerate("xyz")]
+    _write_cloud(msg, np.ascontiguousarray(points, "<f4").view(np.uint8), 12, fields, point_field)
+
+
+def _write_cloud(msg: Any, data: np.ndarray, point_step: int, fields: list, point_field: Any) -> None:
+    if [(f.name, f.offset, f.datatype, f.count) for f in msg.fields] != fields:
+        msg.fields = [point_field(name=n, offset=o, datatype=d, count=c) for n, o, d, c in fields]
+    msg.height, msg.width, msg.point_step, msg.row_step = 1, data.size // point_step, point_step, data.size
+    msg.is_bigendian, msg.is_dense = False, True
+    _set_array(msg, "data", data)
+
+
+_WRITERS: dict[str, Callable[[Any, Any, Any], None]] = {
+    "image": _write_image,
+    "audio": _write_audio,
+    "scan": _write_scan,
+    "points": _write_points,
+    "imu": _write_imu,
+    "vector": _write_vector,
+    "text": lambda msg, text, _: setattr(msg, "data", text),
+}

@@ -1,0 +1,356 @@
+"""Messages as rclpy makes them and as rosbags reads them: every test below runs on both."""
+
+import importlib
+import json
+import math
+from copy import deepcopy
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mm_edge.errors import BundleError, SampleError
+from mm_edge.messages import MESSAGE_TYPES, TWIST, action_to_ros, from_ros, output_to_json, to_ros, twist_from_ros
+from mm_edge.types import Action, Attention, Audio, Output, Scan, StreamSpec
+
+STAMP_NS, ARRIVAL_NS = 1_700_000_000_123_456_789, 1_700_000_000_200_000_000
+IMAGE, COMPRESSED, CLOUD = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/PointCloud2"
+RGB = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
+DATA = {
+    "image": RGB,
+    "audio": Audio(np.array([[1, -2], [3, 4], [-32768, 32767]], np.int16), 2**40 + 1, 16000),
+    "scan": Scan(np.float32([1.5, np.inf, np.nan]), -0.5, 0.25, 0.125, 8.0),
+    "points": np.float32([[1, 2, 3], [np.nan, 0, -1]]),
+    "imu": np.float32([0.1, -0.2, 9.81, 0.01, 0.02, -0.03]),
+    "vector": np.float32([0.1, 1e-20, 3]),
+    "text": "drive to the red ball",
+}
+
+
+def spec(kind):
+    return StreamSpec("s", kind, (3,), 10.0, 300.0, sample_rate_hz=16000, channels=2)
+
+
+@pytest.fixture(params=["rosbags", "rclpy"])
+def new(request):
+    """new("sensor_msgs/msg/Image") is an empty message."""
+    if request.param == "rosbags":
+        stores = pytest.importorskip("rosbags.typesys", reason="rosbags is not installed")
+        from mm_edge.recording import empty_message
+
+        store = stores.get_typestore(stores.Stores.ROS2_JAZZY)
+
+        def make(type_name, **fields):
+            msg = empty_message(store, type_name)
+            for name, value in fields.items():
+                setattr(msg, name, value)
+            return msg
+
+        return make
+    pytest.importorskip("sensor_msgs.msg", reason="no ROS messages here")
+
+    def make(type_name, **fields):
+        package, _, name = type_name.split("/")
+        return getattr(importlib.import_module(f"{package}.msg"), name)(**fields)
+
+    return make
+
+
+def filled(new, kind, data=None, frame_id=""):
+    msg = new(MESSAGE_TYPES[kind])
+    data = DATA[kind] if data is None else data
+    to_ros(kind, msg, STAMP_NS, data, frame_id, lambda **fields: new("sensor_msgs/msg/PointField", **fields))
+    return msg
+
+
+def read(kind, msg, type_name=None):
+    return from_ros(spec(kind), type_name or MESSAGE_TYPES[kind], msg, ARRIVAL_NS)
+
+
+def refusal(kind, msg, type_name=None):
+    with pytest.raises(SampleError) as error:
+        read(kind, msg, type_name)
+    assert error.value.stream == "s"
+    return str(error.value)
+
+
+def assert_same(a, b):
+    """The same bits in the same types; NaN equals NaN."""
+    assert type(a) is type(b)
+    if isinstance(a, tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, np.ndarray):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_what_goes_in_comes_out(new, kind):
+    sample = read(kind, filled(new, kind))
+    assert sample[:3] == ("s", ARRIVAL_NS if kind == "text" else STAMP_NS, ARRIVAL_NS)
+    assert_same(sample.data, DATA[kind])
+
+
+def test_a_message_can_be_filled_again_with_another_size(new):
+    msg = filled(new, "image", frame_id="front")
+    assert msg.header.frame_id == "front"
+    for image in (RGB + 100, np.full((5, 3, 3), 7, np.uint8), RGB[:1]):
+        to_ros("image", msg, STAMP_NS, image)
+        assert_same(read("image", msg).data, image)
+
+
+def test_sound_describes_itself(new):
+    msg = filled(new, "audio")
+    assert (msg.height, msg.width, msg.point_step) == (1, 1, 28)
+    assert [(f.name, f.offset, f.datatype, f.count) for f in msg.fields] == [
+        ("sample_rate_hz", 0, 6, 1), ("first_sample", 8, 8, 1), ("ch0", 16, 3, 3), ("ch1", 22, 3, 3),
+    ]  # fmt: skip
+
+
+# Images ------------------------------------------------------------------------------------------------------------
+
+
+def image_message(new, encoding, pixels, step=None):
+    """`pixels` uint8 (h, w, bytes), each row padded with 255 up to `step` bytes."""
+    msg = filled(new, "image")
+    rows = pixels.reshape(len(pixels), -1)
+    step = step or rows.shape[1]
+    padded = np.full((len(rows), step), 255, np.uint8)
+    padded[:, : rows.shape[1]] = rows
+    to_ros("image", msg, STAMP_NS, padded)  # for the bytes; the fields that describe them follow
+    msg.height, msg.width, msg.step, msg.encoding = pixels.shape[0], pixels.shape[1], step, encoding
+    return msg
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize(
+    ("encoding", "pixels"),
+    [
+        ("rgb8", RGB),
+        ("bgr8", RGB[..., ::-1]),
+        ("rgba8", np.dstack([RGB, RGB[..., :1]])),
+        ("bgra8", np.dstack([RGB[..., ::-1], RGB[..., :1]])),
+    ],
+)
+def test_colour_encodings_and_padded_rows(new, encoding, pixels, padding):
+    msg = image_message(new, encoding, pixels, pixels.shape[1] * pixels.shape[2] + padding)
+    assert_same(read("image", msg).data, RGB)
+
+
+def test_grey_and_yuv_become_rgb(new):
+    grey = read("image", image_message(new, "mono8", RGB[..., :1])).data
+    assert_same(grey, np.repeat(RGB[..., :1], 3, axis=2))
+    white = np.tile(np.uint8([235, 128]), (2, 4, 1))  # Y 235, U and V 128
+    for encoding, pixels in (("yuv422_yuy2", white), ("uyvy", white[..., ::-1])):
+        assert (read("image", image_message(new, encoding, pixels)).data == 255).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_compressed_images(new, suffix):
+    smooth = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    encoded = cv2.imencode(suffix, smooth[..., ::-1])[1].tobytes()
+
+    def message(data):
+        msg = new(COMPRESSED)
+        msg.header.stamp.sec, msg.format = 1, suffix[1:]
+        msg.data = np.frombuffer(data, np.uint8) if isinstance(msg.data, np.ndarray) else data
+        return msg
+
+    sample = read("image", message(encoded), COMPRESSED)
+    assert sample.stamp_ns == 1_000_000_000
+    assert np.abs(sample.data.astype(int) - smooth).max() <= (0 if suffix == ".png" else 2)
+    assert_same(read("image", message(encoded + b"\0" * 9), COMPRESSED).data, sample.data)  # as some cameras pad
+    for bad in (encoded[:-20], b"", b"\0" * 100, encoded[:4] + b"\x55" * 40 + encoded[-12:]):
+        refusal("image", message(bad), COMPRESSED)
+
+
+def test_images_that_contradict_themselves(new):
+    def with_field(name, value):
+        msg = filled(new, "image")
+        setattr(msg, name, value)
+        return refusal("image", msg)
+
+    assert with_field("encoding", "32FC1") == (
+        "s: expected an encoding among rgb8, bgr8, rgba8, bgra8, mono8, yuyv, yuv422_yuy2, uyvy, yuv422, got '32FC1'"
+    )
+    assert with_field("height", 0) == "s: expected pixels, got an image of 4 x 0"
+    assert with_field("height", 3) == "s: expected 3 rows of 12 bytes, 36 together, got 24 bytes"
+    assert with_field("height", 1) == "s: expected 1 rows of 12 bytes, 12 together, got 24 bytes"
+    assert with_field("width", 5) == "s: expected a step of at least 5 x 3 bytes (rgb8), got 12"
+
+
+# Other messages ----------------------------------------------------------------------------------------------------
+
+
+def test_a_message_of_the_wrong_type(new):
+    assert refusal("scan", filled(new, "image"), IMAGE) == (
+        "s: expected a message with scan: sensor_msgs/msg/LaserScan, got sensor_msgs/msg/Image"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sec", "nanosec", "got"),
+    [(0, 0, "0: its driver leaves header.stamp empty"), (-1, 5, "-1 s, 5 ns"), (1, 10**9, "1 s, 1000000000 ns")],
+)
+@pytest.mark.parametrize("kind", ["image", "scan", "imu"])
+def test_stamps_that_are_none(new, kind, sec, nanosec, got):
+    msg = filled(new, kind)
+    msg.header.stamp.sec, msg.header.stamp.nanosec = sec, nanosec
+    assert refusal(kind, msg).endswith(f"got {got}")
+
+
+def test_an_imu_that_says_it_measured_nothing(new):
+    msg = filled(new, "imu")
+    msg.angular_velocity_covariance[0] = -1.0
+    assert refusal("imu", msg) == "s: expected a measured angular_velocity, got covariance[0] = -1: not measured"
+
+
+def test_points_of_any_layout(new):
+    """A cloud of 2 x 2 points of 20 bytes, big-endian, z first, with padding after each row."""
+    record = np.dtype({"names": "zyx", "formats": [">f4"] * 3, "offsets": [0, 4, 12], "itemsize": 20})
+    points = np.float32([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]])
+    rows = np.zeros((2, 2), record)
+    for i, axis in enumerate("xyz"):
+        rows[axis] = points[:, i].reshape(2, 2)
+    data = np.concatenate([rows.view(np.uint8).reshape(2, 40), np.zeros((2, 6), np.uint8)], axis=1)
+    msg = filled(new, "points")
+    to_ros("image", image := new(IMAGE), STAMP_NS, data)
+    msg.data, msg.height, msg.width, msg.point_step, msg.row_step, msg.is_bigendian = image.data, 2, 2, 20, 46, True
+    for field, offset in zip(msg.fields, (12, 4, 0)):
+        field.offset = offset
+    assert_same(read("points", msg).data, points)
+    msg.fields[0].datatype = 8
+    assert "expected fields (name: datatype) {'x': 7, 'y': 7, 'z': 7}, got {'x': 8" in refusal("points", msg)
+    msg.fields[0].datatype, msg.fields[0].offset = 7, 17
+    assert "expected a well-formed" in refusal("points", msg)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda m: setattr(m, "width", 0), "got a cloud of 0 x 1"),
+        (lambda m: setattr(m, "row_step", 27), "expected a row_step of at least 1 x 28 bytes, got 27"),
+        (lambda m: setattr(m.fields[3], "count", 2), "expected one point with as many samples in each channel"),
+        (lambda m: setattr(m.fields[2], "name", "left"), "expected fields (name: datatype)"),
+        (lambda m: setattr(m.fields[2], "datatype", 7), "expected fields (name: datatype)"),
+        (lambda m: setattr(m, "fields", m.fields[:2]), "expected one point with as many samples in each channel"),
+        (lambda m: setattr(m, "fields", []), "expected fields (name: datatype)"),
+    ],
+)
+def test_sound_that_contradicts_itself(new, change, got):
+    msg = filled(new, "audio")
+    change(msg)
+    assert got in refusal("audio", msg)
+
+
+def test_sound_needs_a_rate_and_a_whole_sample_number(new):
+    for audio in (Audio(DATA["audio"].samples, 0, 0), Audio(DATA["audio"].samples, 0.5, 16000)):
+        assert "expected a sample rate and the number" in refusal("audio", filled(new, "audio", audio))
+
+
+def test_vectors(new):
+    twist = new("geometry_msgs/msg/TwistStamped")
+    action_to_ros(twist, STAMP_NS, Action(("linear_x", "angular_z"), np.float32([[0.1, -2]]), 0.1))
+    assert_same(read("vector", twist, "geometry_msgs/msg/TwistStamped").data, np.float32([0.1, 0, 0, 0, 0, -2]))
+    assert read("vector", twist.twist, "geometry_msgs/msg/Twist").stamp_ns == ARRIVAL_NS  # it has no stamp
+
+    odometry = new("nav_msgs/msg/Odometry")
+    odometry.header.stamp.sec, odometry.pose.pose.position.y, odometry.pose.pose.orientation.w = 1, 2.0, 1.0
+    odometry.twist.twist = twist.twist
+    values = read("vector", odometry, "nav_msgs/msg/Odometry").data
+    assert_same(values, np.float32([0, 2, 0, 0, 0, 0, 1, 0.1, 0, 0, 0, 0, -2]))
+
+
+# Actions and outputs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type_name", ["geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"])
+def test_actions_are_twists(new, type_name):
+    msg = new(type_name)
+    action_to_ros(msg, STAMP_NS, Action(TWIST, np.float32([[1, 2, 3, 4, 5, 6]]), 0.1))
+    action_to_ros(msg, STAMP_NS, Action(("angular_z", "linear_x"), np.float32([[0.3, -0.2], [9, 9]]), 0.1), "base")
+    assert_same(twist_from_ros(msg), np.float32([-0.2, 0, 0, 0, 0, 0.3]))  # its first row, and nothing left of before
+    if hasattr(msg, "header"):
+        assert msg.header.stamp.nanosec == 123_456_789 and msg.header.frame_id == "base"
+    with pytest.raises(BundleError, match="this model also wants to move gripper"):
+        action_to_ros(msg, STAMP_NS, Action(("gripper",), np.zeros((1, 1), np.float32), 0.1))
+
+
+def test_an_output_is_one_line_of_json():
+    weights = np.float32([[0.25, 0.75]])
+    output = Output(
+        stamp_ns=STAMP_NS,
+        sources={"camera": STAMP_NS - 5},
+        mask={"camera": True, "scan": False},
+        ages_s={"camera": 5e-9, "scan": math.inf},
+        notes=("scan never seen",),
+        action=Action(("linear_x",), np.float32([[0.1]]), 0.1),
+        attention=(Attention("camera", STAMP_NS - 5, weights),),
+        gates={"camera": np.float32(0.5)},
+    )
+    line = output_to_json(output)
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "stamp_ns": STAMP_NS,
+        "sources": {"camera": STAMP_NS - 5},
+        "mask": {"camera": True, "scan": False},
+        "ages_s": {"camera": 5e-9, "scan": None},
+        "reasons": [],
+        "notes": ["scan never seen"],
+        "action": {"names": ["linear_x"], "values": [[float(np.float32(0.1))]], "dt_s": 0.1},
+        "attention": [{"stream": "camera", "stamp_ns": STAMP_NS - 5, "weights": [[0.25, 0.75]]}],
+        "caption": None,
+        "events": [],
+        "gates": {"camera": 0.5},
+    }
+
+
+# Whatever comes ----------------------------------------------------------------------------------------------------
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.text(max_size=8), st.binary(max_size=40), st.floats(), st.integers(-(2**70), 2**70),
+    st.lists(st.floats(), max_size=4), st.sampled_from([np.zeros((2, 2)), np.float32([1, 2]), {}, {"x": 1}, math.nan]),
+)  # fmt: skip
+FIELDS = {
+    "image": "height width encoding step data is_bigendian header header.stamp header.stamp.sec header.stamp.nanosec",
+    "audio": "height width fields point_step row_step data is_bigendian fields.0.count fields.0.offset fields.1.name "
+    "fields.2.count fields.2.offset fields.2.datatype",
+    "points": "height width fields point_step row_step data fields.0.count fields.1.offset fields.2.datatype",
+    "scan": "ranges angle_min angle_increment range_min range_max header.stamp.sec",
+    "imu": "linear_acceleration angular_velocity angular_velocity.x linear_acceleration_covariance",
+    "vector": "position velocity effort header.stamp.nanosec",
+    "text": "data",
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_whatever_the_fields_hold_the_sample_is_good_or_refused(kind, data):
+    """Field by field, anything at all: rosbags' messages do not check what is put into them."""
+    stores = pytest.importorskip("rosbags.typesys", reason="rosbags is not installed")
+    from mm_edge.recording import empty_message
+
+    store = stores.get_typestore(stores.Stores.ROS2_JAZZY)
+    msg = empty_message(store, MESSAGE_TYPES[kind])
+    to_ros(kind, msg, STAMP_NS, deepcopy(DATA[kind]), "", store.types["sensor_msgs/msg/PointField"])
+    for path in data.draw(st.lists(st.sampled_from(FIELDS[kind].split()), min_size=1, max_size=3)):
+        *parents, name = path.split(".")
+        owner = msg
+        for parent in parents:  # an earlier path may have replaced any of them
+            indexable = isinstance(owner, list) and parent.isdigit() and int(parent) < len(owner)
+            owner = owner[int(parent)] if indexable else getattr(owner, parent, None)
+        if hasattr(owner, "__dataclass_fields__"):
+            setattr(owner, name, data.draw(ODD))
+    try:
+        sample = read(kind, msg)
+    except SampleError:
+        return
+    assert (sample.stream, sample.arrival_ns) == ("s", ARRIVAL_NS)
+    assert type(sample.stamp_ns) is int and sample.stamp_ns > 0
+    assert type(sample.data) is type(DATA[kind])

@@ -1,0 +1,286 @@
+import multiprocessing
+import os
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags", reason="rosbags is not installed")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from mm_edge.errors import RecordingError, SampleError
+from mm_edge.messages import to_ros
+from mm_edge.recording import Command, RecordingWriter, Tick, empty_message, read, read_metadata
+from mm_edge.types import Action, Audio, Sample, Scan, StreamSpec
+
+SPECS = [
+    StreamSpec("camera", "image", (96, 96, 3), 15, 300),
+    StreamSpec("audio", "audio", (3, 24, 8), 50, 300, window_ms=172, sample_rate_hz=16000, channels=2),
+    StreamSpec("scan", "scan", (2, 120), 10, 300, range_max_m=6, frame="lidar"),
+    StreamSpec("points", "points", (64, 4), 10, 300, range_max_m=6),
+    StreamSpec("imu", "imu", (20, 7), 200, 100, window_ms=100),
+    StreamSpec("wheels", "vector", (4,), 50, 100),
+    StreamSpec("text", "text", (12,), 0, 1000, latched=True),
+]
+T0 = 1_700_000_000_000_000_007
+RNG = np.random.default_rng(0)
+SAMPLES = [
+    Sample("text", T0 + 1, T0 + 1, "drive to the röd ball"),
+    Sample("camera", T0 - 40_000_001, T0 + 2, RNG.integers(0, 256, (48, 64, 3), np.uint8)),
+    Sample("scan", T0 - 3, T0 + 3, Scan(np.float32([1.1, np.nan, np.inf]), -0.5, 0.25, 0.125, 12.0)),
+    Sample("points", T0 - 2, T0 + 4, RNG.normal(size=(5, 3)).astype(np.float32)),
+    Sample("imu", T0 + 4, T0 + 5, RNG.normal(size=6).astype(np.float32)),
+    Sample("wheels", T0 + 5, T0 + 6, RNG.normal(size=4).astype(np.float32)),
+    Sample("audio", T0 - 20, T0 + 7, Audio(RNG.integers(-32768, 32767, (320, 2), np.int16), 12345, 16000)),
+]
+ACTION = Action(("linear_x", "angular_z"), np.float32([[0.3, -1.1]]), 0.1)
+
+
+def record(path, samples=SAMPLES, **kwargs):
+    with RecordingWriter(path, SPECS, **kwargs) as recording:
+        for sample in samples:
+            recording.write(sample)
+    return path
+
+
+def bits(value):
+    """Equal only if equal to the last bit and type."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    return (type(value), *map(bits, value)) if isinstance(value, tuple) else (type(value), value)
+
+
+def test_samples_come_back_bit_by_bit(tmp_path):
+    got = list(read(record(tmp_path / "episode"), SPECS))
+    assert [bits(sample) for sample in got] == [bits(sample) for sample in SAMPLES]
+
+
+def test_order_is_that_of_arrival_whatever_the_order_of_writing(tmp_path):
+    got = list(read(record(tmp_path / "episode", SAMPLES[::-1]), SPECS))
+    assert [sample.arrival_ns for sample in got] == [T0 + i for i in range(1, 8)]
+
+
+def test_at_the_same_time_the_order_is_that_of_writing_even_across_chunks(tmp_path):
+    """Ticks and frames of one instant, 4 MB of them: a tick stays between the frames that it saw and did not see."""
+    with RecordingWriter(tmp_path / "episode", SPECS) as recording:
+        for i in range(8):
+            frame = np.full((300, 600, 3), i, np.uint8)
+            recording.write(Sample("camera", T0 - 10 + i, T0, frame))
+            recording.tick(T0, {"i": i})
+    got = [r.labels["i"] if isinstance(r, Tick) else r.data[0, 0, 0] for r in read(tmp_path / "episode", SPECS)]
+    assert got == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+
+
+def test_ticks_commands_and_what_else_is_known(tmp_path):
+    with RecordingWriter(tmp_path / "e", SPECS, {"camera": "front/image"}, {"robot": "sim", "seed": 7}) as recording:
+        recording.write(SAMPLES[0])
+        recording.tick(T0 + 2, {"target": np.float32([1.5, -0.25]), "alarm": None})
+        recording.command("expert/cmd_vel", ACTION, T0 + 2, T0 + 2)
+        recording.command("cmd_vel", ACTION, T0 + 2, T0 + 9)
+        recording.outcome = {"success": True}
+    text, tick, expert, executed = read(tmp_path / "e", SPECS)
+    assert (text, tick) == (SAMPLES[0], Tick(T0 + 2, {"target": [1.5, -0.25], "alarm": None}))
+    assert (expert.topic, expert.arrival_ns, executed.topic) == ("expert/cmd_vel", T0 + 2, "cmd_vel")
+    assert isinstance(executed, Command) and executed.arrival_ns == T0 + 9
+    assert bits(executed.values) == bits(np.float32([0.3, 0, 0, 0, 0, -1.1]))
+    metadata = read_metadata(tmp_path / "e")
+    assert metadata["streams"]["camera"] == "/front/image" and metadata["streams"]["scan"] == "/scan"
+    assert (metadata["robot"], metadata["seed"]) == ("sim", 7)
+    assert (metadata["outcome"], metadata["ticks"]) == ({"success": True}, 1)
+
+
+def test_only_streams_asked_for_are_read(tmp_path):
+    assert [s.stream for s in read(record(tmp_path / "episode"), [SPECS[4], SPECS[0]])] == ["camera", "imu"]
+
+
+def test_the_bag_is_one_that_ros2_bag_knows(tmp_path):
+    """A folder with metadata.yaml and an MCAP file of its name, profile ros2, chunks in zstd, absolute topics."""
+    yaml = pytest.importorskip("yaml")
+    path = record(tmp_path / "episode")
+    assert sorted(p.name for p in path.iterdir()) == ["episode.mcap", "metadata.yaml"]
+    info = yaml.safe_load((path / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
+    assert (info["version"], info["storage_identifier"], info["relative_file_paths"]) == (8, "mcap", ["episode.mcap"])
+    topics = {t["topic_metadata"]["name"]: t["topic_metadata"]["type"] for t in info["topics_with_message_count"]}
+    assert topics["/camera"] == "sensor_msgs/msg/Image" and topics["/audio"] == "sensor_msgs/msg/PointCloud2"
+    assert info["starting_time"]["nanoseconds_since_epoch"] == T0 + 1
+    data = (path / "episode.mcap").read_bytes()
+    assert data.startswith(b"\x89MCAP0\r\n") and b"ros2msg" in data and b"zstd" in data
+
+
+def test_what_a_message_cannot_hold_exactly_is_refused(tmp_path):
+    double = SAMPLES[2].data._replace(angle_min=-np.pi)
+    with RecordingWriter(tmp_path / "episode", SPECS) as recording:
+        for sample, expected in [
+            (Sample("text", T0, T0 + 1, "go"), "text stamped as it arrives"),
+            (Sample("scan", T0, T0, double), "angles and range limits that are float32"),
+            (Sample("imu", 0, T0, SAMPLES[4].data), "a stamp after 0"),
+        ]:
+            with pytest.raises(SampleError, match=expected):
+                recording.write(sample)
+        recording.write(SAMPLES[0])
+    assert list(read(tmp_path / "episode", SPECS)) == [SAMPLES[0]]
+
+
+# What goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_an_existing_recording_is_never_overwritten(tmp_path):
+    path = record(tmp_path / "episode")
+    with pytest.raises(RecordingError, match="episode: exists already"):
+        record(path)
+    assert len(list(read(path, SPECS))) == len(SAMPLES)
+
+
+def test_topics_must_differ(tmp_path):
+    with pytest.raises(RecordingError, match="each stream needs a topic of its own"):
+        RecordingWriter(tmp_path / "episode", SPECS, {"camera": "scan"})
+
+
+def test_an_exception_leaves_nothing_that_looks_whole(tmp_path):
+    with pytest.raises(KeyboardInterrupt), RecordingWriter(tmp_path / "episode", SPECS) as recording:
+        recording.write(SAMPLES[0])
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.iterdir()] == ["episode.partial"]
+    for path in tmp_path.rglob("*"):
+        with pytest.raises(RecordingError):
+            list(read(path, SPECS))
+    record(tmp_path / "episode")  # and it may be tried again
+    assert [p.name for p in tmp_path.iterdir()] == ["episode"]
+
+
+def write_until_killed(path, started):
+    with RecordingWriter(path, SPECS) as recording:
+        for i in range(10**9):
+            recording.write(Sample("camera", T0 + i, T0 + i, RNG.integers(0, 256, (200, 300, 3), np.uint8)))
+            if i == 50:
+                started.set()
+
+
+def test_a_killed_writer_leaves_nothing_that_looks_whole(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    process = context.Process(target=write_until_killed, args=(tmp_path / "episode", started))
+    process.start()
+    assert started.wait(60)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert [p.name for p in tmp_path.iterdir()] == ["episode.partial"]
+    for path in tmp_path.rglob("*"):
+        with pytest.raises(RecordingError):
+            list(read(path, SPECS))
+
+
+def test_missing_and_foreign_files_are_named(tmp_path):
+    for name in ("nothing", "nothing.mcap", "nothing.bag"):
+        with pytest.raises(RecordingError, match=name):
+            list(read(tmp_path / name, SPECS))
+        (tmp_path / name).write_bytes(b"no recording")
+        with pytest.raises(RecordingError, match=name):
+            list(read(tmp_path / name, SPECS))
+        with pytest.raises(RecordingError, match=name):
+            read_metadata(tmp_path / name)
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path):
+    path = record(tmp_path / "episode")
+    mcap = path / "episode.mcap"
+    whole = mcap.read_bytes()
+    for size in (0, 5, 100, len(whole) // 2, len(whole) - 20, len(whole) - 1):
+        mcap.write_bytes(whole[:size])
+        with pytest.raises(RecordingError, match="episode"):
+            list(read(path, SPECS))
+    mcap.unlink()
+    with pytest.raises(RecordingError, match=r"episode\.mcap"):
+        list(read(path, SPECS))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
+def test_a_damaged_file_is_refused_or_says_what_it_said(tmp_path_factory, share, flip, in_metadata):
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    if not folder.exists():
+        record(folder)
+    file = folder / ("metadata.yaml" if in_metadata else "damaged.mcap")
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[int(share * len(whole))] ^= flip
+    file.write_bytes(damaged)
+    try:
+        assert {bits(r) for r in read(folder, SPECS)} == {bits(s) for s in SAMPLES}
+    except RecordingError as error:
+        assert str(folder) in str(error)
+    finally:
+        file.write_bytes(whole)
+
+
+def test_a_damaged_index_that_loses_a_topic_is_noticed(tmp_path):
+    path = record(tmp_path / "episode")
+    whole = (path / "episode.mcap").read_bytes()
+    at = whole.rindex(b"/imu")
+    (path / "episode.mcap").write_bytes(whole[:at] + b"/amu" + whole[at + 4 :])
+    with pytest.raises(RecordingError, match=r"episode: damaged: lacks messages of \['/imu'\]"):
+        list(read(path, SPECS))
+
+
+# Bags of others ----------------------------------------------------------------------------------------------------
+
+
+def foreign_bag(path, plugin, messages):
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    with Writer(path, version=8, storage_plugin=plugin) as writer:
+        connections = {}
+        for topic, type_name, time_ns, fill in messages:
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, type_name, typestore=store)
+            msg = empty_message(store, type_name)
+            fill(msg)
+            writer.write(connections[topic], time_ns, store.serialize_cdr(msg, type_name))
+    return path
+
+
+@pytest.mark.parametrize("plugin", [StoragePlugin.SQLITE3, StoragePlugin.MCAP])
+def test_bags_of_others_need_to_be_told_the_topics(tmp_path, plugin):
+    """One frame that is good, one without a stamp, and a Twist that someone drove with."""
+    frame = SAMPLES[1].data
+    path = foreign_bag(
+        tmp_path / "humble",
+        plugin,
+        [
+            ("/front/image_raw", "sensor_msgs/msg/Image", T0, lambda m: to_ros("image", m, T0 - 5, frame)),
+            ("/front/image_raw", "sensor_msgs/msg/Image", T0 + 1, lambda m: to_ros("image", m, 0, frame)),
+            ("/cmd_vel", "geometry_msgs/msg/Twist", T0 + 2, lambda m: setattr(m.linear, "x", 0.5)),
+        ],
+    )
+    good, bad, command = read(path, SPECS, {"camera": "front/image_raw"})
+    assert bits(good) == bits(Sample("camera", T0 - 5, T0, frame))
+    assert str(bad) == "camera: expected a stamp, got 0: its driver leaves header.stamp empty"
+    assert (command.topic, command.values[0]) == ("cmd_vel", 0.5)
+    assert read_metadata(path) == {"ticks": 0}
+    with pytest.raises(RecordingError, match=r"humble: not written by mm_edge: say which of \['/cmd_vel', '/front/im"):
+        list(read(path, SPECS))
+    with pytest.raises(RecordingError, match=r"humble: has no topic \['/image'\]; it has \['/cmd_vel', '/front/im"):
+        list(read(path, SPECS, {"camera": "image"}))
+
+
+def test_ros1_bags_of_a_real_robot(tmp_path):
+    """A Jackal's IMU, 61 s at 50 Hz."""
+    import zipfile
+
+    archive = Path(__file__).parents[1].parent / "shared" / "data" / "imu_odom_ros1_bags.zip"
+    if not archive.exists():
+        pytest.skip(f"{archive} is not here")
+    bag = Path(zipfile.ZipFile(archive).extract("test/test2.bag", tmp_path))
+    odometry = StreamSpec("odometry", "vector", (13,), 50, 200)
+    topics = {"imu": "/imu/data", "odometry": "/jackal_velocity_controller/odom"}
+    records = list(read(bag, [SPECS[4], odometry], topics))
+    imu = [r for r in records if r.stream == "imu"]
+    assert (len(imu), len(records)) == (3061, 3061 + 3060)
+    assert imu[0].stamp_ns == 47_580_000_000
+    assert 9.5 < np.mean([s.data[2] for s in imu]) < 10.1  # gravity
+    assert all(a.arrival_ns <= b.arrival_ns for a, b in pairwise(records))
