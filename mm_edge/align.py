@@ -89,14 +89,13 @@ class Aligner:
 
     def window(self, t_ns: int) -> Window:
         """What is visible at `t_ns`. A time before the last window's means the clock jumped: everything starts anew."""
-        jumped_back = self._t_ns is not None and t_ns < self._t_ns
+        last_ns, self._t_ns = self._t_ns, t_ns
+        jumped_back = last_ns is not None and t_ns < last_ns
+        reset = last_ns is not None and (jumped_back or t_ns - last_ns > self._max_gap_ns)
+        dt_s = self._tick_period_s if last_ns is None or reset else (t_ns - last_ns) / NS
         if jumped_back:
             for stream in self._streams.values():
-                stream.clear()
-        first = self._t_ns is None or jumped_back
-        reset = jumped_back or (not first and t_ns - self._t_ns > self._max_gap_ns)  # type: ignore[operator]
-        dt_s = self._tick_period_s if first or reset else (t_ns - self._t_ns) / NS  # type: ignore[operator]
-        self._t_ns = t_ns
+                stream.jump(t_ns)
         return Window(t_ns, dt_s, reset, {name: stream.view(t_ns, reset) for name, stream in self._streams.items()})
 
     def counts(self, stream: str) -> Counter[str]:
@@ -141,18 +140,28 @@ class _Latest:
         self.pending: deque[Sample] = deque(maxlen=max(16, int(spec.rate_hz * (1.0 + spec.window_ms / 1e3) * 2)))
         self.counts: Counter[str] = Counter()
         self.offset_ns = 0
+        self._not_yet: list[Sample] = []  # drained, but arrived after the last window
         self.clear()
 
     def clear(self) -> None:
-        self.pending.clear()
-        self._not_yet: list[Sample] = []
         self._skews_ns: list[int] = []
         self.newest_ns: int | None = None
         self.stepped_ns: int | None = None
         self.data: Any = None
 
+    def jump(self, t_ns: int) -> None:
+        """The robot's clock went back to `t_ns`: what came before has no time any more. A command is still in force."""
+        data = self.data
+        self.clear()
+        self._admit_until(t_ns)
+        self._not_yet.clear()
+        if self.spec.latched and self.newest_ns is None and data is not None:
+            self.newest_ns, self.data = t_ns, data
+
     def view(self, t_ns: int, reset: bool) -> View:
         self._admit_until(t_ns)
+        if reset and self.spec.latched:
+            self.stepped_ns = None  # the model forgot the command; it is given again
         if self.newest_ns is None:
             return View(None, None, 0, float("inf"), False, False, self.period_s, reset)
         age_ns = t_ns - self.newest_ns
@@ -203,13 +212,9 @@ class _Latest:
             self._skews_ns.clear()
         self._skews_ns.append(skew_ns)
         if len(self._skews_ns) >= self.reanchor_after:
-            offset_ns, counts = max(self._skews_ns), self.counts
-            pending, not_yet = list(self.pending), self._not_yet
-            self.clear()
-            self.pending.extend(pending)
-            self._not_yet = not_yet
-            self.offset_ns, self.counts = offset_ns, counts
+            self.offset_ns = max(self._skews_ns)
             self.counts["reanchored"] += 1
+            self.clear()
 
     def _stamp_ns(self, sample: Sample) -> int:
         return sample.stamp_ns

@@ -135,6 +135,17 @@ def test_text_does_not_go_stale_and_a_new_command_replaces_the_old():
     assert view(aligner, 1600, "text").reset
 
 
+def test_a_command_is_given_again_when_the_model_has_to_forget():
+    aligner = Aligner([TEXT], tick_period_s=0.1, max_gap_ms=1000)
+    aligner.push(Sample("text", T0, T0, "go"))
+    assert view(aligner, 0, "text").fresh
+    stood_still = view(aligner, 5000, "text")
+    jumped_back = view(aligner, 100, "text")
+    for seen in (stood_still, jumped_back):
+        assert (seen.fresh, seen.reset, seen.data) == (True, True, "go")
+    assert jumped_back.stamp_ns == T0 + 100 * MS
+
+
 def test_imu_rows_come_oldest_first_in_a_fixed_shape():
     aligner = Aligner([IMU], tick_period_s=0.1)
     for i in range(3):

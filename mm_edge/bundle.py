@@ -1,0 +1,172 @@
+"""A bundle: a folder with a trained model and all that a robot must know to run it. The format: docs/architecture.md.
+
+    bundle = Bundle.read("mm_edge/bundles/drive")
+    write_bundle("out", manifest, {"camera.onnx": ..., "golden.npz": ...})
+
+Each file is read once, hashed, and used from those bytes, so that
+what was verified is what runs. Nothing here trusts the folder: whatever is wrong with it raises BundleError, which
+names the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_edge.errors import BundleError
+from mm_edge.manifest import FORMAT, GOLDEN, MANIFEST, VOCABULARY, Manifest, parse_manifest
+from mm_edge.onnx_file import Signature, TensorInfo, read_signature
+from mm_edge.preprocess import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle(Manifest):
+    """A manifest and the files it names, read and verified."""
+
+    path: Path
+    id: str  # sha256 of manifest.json
+    contents: dict[str, bytes] = field(repr=False)
+    golden: dict[str, np.ndarray] = field(repr=False)
+    vocabulary: Vocabulary | None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Bundle:
+        """Raises BundleError, naming the file, if anything is missing, damaged, unknown or inconsistent."""
+        folder = Path(path)
+        text = _read_file(folder, MANIFEST)
+        manifest = parse_manifest(folder / MANIFEST, text)
+        contents = {name: _read_file(folder, name) for name in manifest.files}
+        for name, data in contents.items():
+            if hashlib.sha256(data).hexdigest() != manifest.files[name]:
+                raise BundleError(f"{folder / name}: its sha256 is not the manifest's; the file changed or is damaged")
+        _check_graphs(folder, manifest, contents)
+        return cls(
+            **{f.name: getattr(manifest, f.name) for f in dataclasses.fields(Manifest)},
+            path=folder,
+            id=hashlib.sha256(text).hexdigest(),
+            contents=contents,
+            golden=_parse_golden(folder / GOLDEN, contents[GOLDEN]),
+            vocabulary=_parse_vocabulary(folder / VOCABULARY, contents[VOCABULARY]) if VOCABULARY in contents else None,
+        )
+
+
+def write_bundle(folder: str | Path, manifest: dict[str, Any], files: dict[str, bytes]) -> Bundle:
+    """Write a bundle, or replace the one there, in one step: it is read back and verified under another name first.
+
+    Args:
+        manifest: all of `Manifest` but `format` and `files`.
+        files: name -> content of all files but the manifest.
+
+    Raises BundleError if the result would not be a valid bundle; then nothing changes.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+    text = json.dumps({"format": FORMAT, **manifest, "files": hashes}, indent=2, allow_nan=False) + "\n"
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
+        for name, data in {**files, MANIFEST: text.encode()}.items():
+            _refuse_path(new, name)
+            (new / name).write_bytes(data)
+        Bundle.read(new)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return Bundle.read(folder)
+
+
+def _refuse_path(folder: Path, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise BundleError(f"{folder / MANIFEST}: expected plain file names, got {name!r}")
+
+
+def _read_file(folder: Path, name: str) -> bytes:
+    _refuse_path(folder, name)
+    try:
+        if (folder / name).resolve().parent != folder.resolve():
+            raise BundleError(f"{folder / name}: a link that leaves the bundle")
+        return (folder / name).read_bytes()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise BundleError(f"{folder / name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _check_graphs(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> None:
+    """Every input is fed with what it takes, and every output that is asked for is there."""
+    streams = {spec.name: spec for spec in manifest.streams}
+    m = (1, len(streams))
+    outputs: dict[str, TensorInfo] = {}  # "part.output" of the parts so far
+
+    def source(ref: str, user: str) -> TensorInfo:
+        if ref not in outputs:
+            raise BundleError(f"{folder / MANIFEST}: {user} expects an output of a part before it, got {ref!r}")
+        return outputs[ref]
+
+    for part in manifest.parts:
+        signature = _signature(folder / part.file, contents[part.file])
+        want = {"dt": TensorInfo("float32", (1, 1))}
+        if part.stream is None:
+            want |= {"mask": TensorInfo("float32", m), "age": TensorInfo("float32", m)}
+        else:
+            spec = streams[part.stream]
+            want["x"] = TensorInfo({"image": "uint8", "text": "int64"}.get(spec.kind, "float32"), (1, *spec.shape))
+        want |= {f"{name}_in": TensorInfo("float32", shape) for name, shape in part.state.items()}
+        want |= {name: source(ref, f"{part.name}.{name}") for name, ref in part.uses.items()}
+        carried = {f"{name}_out": TensorInfo("float32", shape) for name, shape in part.state.items()}
+        carried["ok"] = TensorInfo("float32", (1,))
+        _expect_tensors(folder / part.file, "inputs", want, signature.inputs)
+        given = {n: t for n, t in signature.outputs.items() if n in carried}
+        _expect_tensors(folder / part.file, "outputs", carried, given)
+        outputs |= {f"{part.name}.{n}": t for n, t in signature.outputs.items() if n not in carried}
+
+    for name, ref in manifest.outputs.sources().items():
+        info = source(ref, f"outputs.{name}")
+        last = {"action": len(manifest.outputs.action.names) if manifest.outputs.action else 0, "gates": m[1]}.get(name)
+        if info.dtype != "float32" or info.shape[0] != 1 or len(info.shape) != (2 if name == "gates" else 3):
+            raise BundleError(f"{folder / MANIFEST}: {ref} cannot be the {name}: it is {info}")
+        if last not in (None, info.shape[-1]):
+            raise BundleError(f"{folder / MANIFEST}: {ref} has {info.shape[-1]} values for the {name}, expected {last}")
+
+
+def _signature(path: Path, onnx: bytes) -> Signature:
+    try:
+        return read_signature(onnx)
+    except ValueError as error:  # UnicodeDecodeError too
+        raise BundleError(f"{path}: {error}") from None
+
+
+def _expect_tensors(path: Path, what: str, want: dict[str, TensorInfo], got: dict[str, TensorInfo]) -> None:
+    for name in sorted(want.keys() | got.keys()):
+        expected, came = want.get(name, "nothing"), got.get(name, "nothing")
+        if expected != came:
+            raise BundleError(f"{path}: {what} {name!r}: expected {expected}, got {came}")
+
+
+def _parse_golden(path: Path, data: bytes) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
+        raise BundleError(f"{path}: {type(error).__name__}: {error}") from None
+
+
+def _parse_vocabulary(path: Path, data: bytes) -> Vocabulary:
+    try:
+        words = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: {error}") from None
+    if not isinstance(words, list) or not all(isinstance(w, str) and w.isalnum() and w == w.lower() for w in words):
+        raise BundleError(f"{path}: expected a list of words in lower case")
+    return Vocabulary(words)

@@ -1,0 +1,93 @@
+"""The golden trace: what a model was given and gave when it was exported, tick by tick.
+
+A robot runs it when it configures, which proves that this machine's engine computes what was trained, and warms it up.
+As arrays, for K ticks: `dt` (K,), `reset` (K,), `mask` and `age` (K, M); for each stream `<stream>.x` (K, *shape),
+`<stream>.fresh`, `<stream>.dt`, `<stream>.reset` (K,); for each output `out.<name>` (K, ...).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mm_edge.bundle import Bundle
+from mm_edge.engine.part import Fresh, Model, ModelInputs
+from mm_edge.errors import BundleError, EngineError
+from mm_edge.manifest import GOLDEN
+from mm_edge.types import StreamSpec
+
+
+def pack(streams: Sequence[StreamSpec], ticks: Sequence[tuple[ModelInputs, dict[str, np.ndarray]]]) -> bytes:
+    """golden.npz of the inputs and outputs ("action" -> (1, H, A), ...) of some ticks."""
+    inputs = [tick[0] for tick in ticks]
+    arrays = {
+        "dt": np.array([i.dt_s for i in inputs], np.float64),
+        "reset": np.array([i.reset for i in inputs], bool),
+        "mask": np.stack([i.mask for i in inputs]),
+        "age": np.stack([i.age for i in inputs]),
+        **{f"out.{name}": np.concatenate([tick[1][name] for tick in ticks]) for name in ticks[0][1]},
+    }
+    for spec in streams:
+        blank = Fresh(np.zeros(spec.shape, dtype(spec)), 0.0, False)
+        fresh = [i.fresh.get(spec.name, blank) for i in inputs]
+        arrays[f"{spec.name}.x"] = np.stack([f.x for f in fresh])
+        arrays[f"{spec.name}.dt"] = np.array([f.dt_s for f in fresh], np.float64)
+        arrays[f"{spec.name}.reset"] = np.array([f.reset for f in fresh], bool)
+        arrays[f"{spec.name}.fresh"] = np.array([spec.name in i.fresh for i in inputs], bool)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def unpack(bundle: Bundle) -> list[tuple[ModelInputs, dict[str, np.ndarray]]]:
+    """The ticks of a bundle's trace. Raises BundleError if it does not fit the bundle."""
+    arrays, k, m = bundle.golden, len(bundle.golden.get("dt", ())), len(bundle.streams)
+    want: dict[str, tuple[Any, tuple[int, ...]]]
+    want = {"dt": (np.float64, (k,)), "reset": (bool, (k,)), "mask": (np.float32, (k, m)), "age": (np.float32, (k, m))}
+    for spec in bundle.streams:
+        want[f"{spec.name}.x"] = (dtype(spec), (k, *spec.shape))
+        want |= {f"{spec.name}.dt": (np.float64, (k,)), f"{spec.name}.reset": (bool, (k,))}
+        want[f"{spec.name}.fresh"] = (bool, (k,))
+    if k == 0 or arrays.keys() - want.keys() != {f"out.{name}" for name in bundle.outputs.sources()}:
+        raise BundleError(f"{bundle.path / GOLDEN}: expected ticks with inputs and outputs, got {sorted(arrays)}")
+    for name, (kind, shape) in want.items():
+        if name not in arrays or arrays[name].dtype != kind or arrays[name].shape != shape:
+            got = f"{arrays[name].dtype} {arrays[name].shape}" if name in arrays else "nothing"
+            raise BundleError(f"{bundle.path / GOLDEN}: {name}: expected {np.dtype(kind)} {shape}, got {got}")
+    return [(_inputs(bundle.streams, arrays, i), _outputs(bundle, arrays, i)) for i in range(k)]
+
+
+def rehearse(model: Model, bundle: Bundle) -> None:
+    """Run the trace, then start anew. Raises EngineError if any output differs by more than the bundle allows."""
+    model.reset()
+    for i, (inputs, outputs) in enumerate(unpack(bundle)):
+        got = model.step(inputs)
+        for name, want in outputs.items():
+            error = np.abs(got.values[name] - want).max() if got.values[name].shape == want.shape else np.nan
+            if got.reasons or not error <= bundle.golden_atol:  # NaN is no agreement
+                raise EngineError(
+                    f"{bundle.path}: {model.engine} does not reproduce the golden trace: at tick {i} {name} is off by "
+                    f"{error:.2g}, allowed is {bundle.golden_atol:.2g} {' '.join(got.reasons)}"
+                )
+    model.reset()
+
+
+def dtype(spec: StreamSpec) -> type:
+    return {"image": np.uint8, "text": np.int64}.get(spec.kind, np.float32)
+
+
+def _inputs(streams: Sequence[StreamSpec], arrays: dict[str, np.ndarray], i: int) -> ModelInputs:
+    fresh = {}
+    for name in (spec.name for spec in streams):
+        if arrays[f"{name}.fresh"][i]:
+            fresh[name] = Fresh(
+                arrays[f"{name}.x"][i], float(arrays[f"{name}.dt"][i]), bool(arrays[f"{name}.reset"][i])
+            )
+    return ModelInputs(fresh, arrays["mask"][i], arrays["age"][i], float(arrays["dt"][i]), bool(arrays["reset"][i]))
+
+
+def _outputs(bundle: Bundle, arrays: dict[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
+    return {name: arrays[f"out.{name}"][i : i + 1] for name in bundle.outputs.sources()}

@@ -1,0 +1,216 @@
+"""`manifest.json` of a bundle as dataclasses, key by key, and the strict reading of it.
+
+Unknown keys, missing keys, wrong types and numbers that cannot be are refused with BundleError, naming the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mm_edge.errors import BundleError
+from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S
+from mm_edge.types import KINDS, StreamSpec
+
+FORMAT = 1
+MANIFEST, GOLDEN, VOCABULARY = "manifest.json", "golden.npz", "vocabulary.json"
+
+
+@dataclass(frozen=True)
+class Tick:
+    anchor: str
+    period_ms: float
+    max_period_ms: float
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """One ONNX graph. Runs when `stream` is fresh, or on every tick if it has none. `uses` names inputs that are fed
+    from outputs of parts before it, as "part.output"; `state` gives the shape of each carried tensor."""
+
+    name: str
+    file: str
+    stream: str | None
+    state: dict[str, tuple[int, ...]]
+    uses: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """`source` is an output of shape (1, H, A); the rest has one entry for each of A dimensions."""
+
+    source: str
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    dt_s: float
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    max_rate: tuple[float, ...]  # units per second
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    source: str  # an output of shape (1, rows, cols)
+    stream: str
+
+
+@dataclass(frozen=True)
+class GatesSpec:
+    source: str  # an output of shape (1, M): a weight for each stream
+
+
+@dataclass(frozen=True)
+class OutputsSpec:
+    action: ActionSpec | None = None
+    attention: AttentionSpec | None = None
+    gates: GatesSpec | None = None
+
+    def sources(self) -> dict[str, str]:
+        """What the model puts out: "action" -> "fusion.action"."""
+        specs = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: spec.source for name, spec in specs.items() if spec is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    format: int
+    task: str
+    streams: tuple[StreamSpec, ...]
+    tick: Tick
+    max_gap_ms: float
+    parts: tuple[PartSpec, ...]
+    outputs: OutputsSpec
+    files: dict[str, str]  # name -> sha256
+    training: dict[str, Any]
+    scores: dict[str, Any]
+    golden_atol: float = 1e-3
+
+
+def parse_manifest(path: Path, text: bytes) -> Manifest:
+    """Raises BundleError, which starts with `path`."""
+    try:
+        data = json.loads(text.decode(), parse_constant=_refuse_constant)
+        version = data.get("format") if isinstance(data, dict) else None
+        if version != FORMAT:
+            raise ValueError(f"expected format {FORMAT}, got {version!r}; install the mm_edge it was made for")
+        manifest = _parse(Manifest, data, "manifest")
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: {error}") from None
+    _check(path, manifest)
+    return manifest
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"expected finite numbers, got {text}")
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """JSON `value` as `kind`: a dataclass, or one of the types its fields have. Raises ValueError, naming the key."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, where)
+    if origin is types.UnionType:  # X | None
+        return None if value is None else _parse(args[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_parse(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _parse(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value):
+        return float(value)
+    if kind in (int, bool, str) and type(value) is kind and (kind is not str or value.isprintable()):
+        return value
+    name = "a list" if origin is tuple else "an object" if origin is dict else f"a {kind.__name__}"
+    raise ValueError(f"{where}: expected {name}, got {str(value)[:60]!r}")
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, got {str(value)[:60]!r}")
+    hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := sorted(value.keys() - fields.keys()):
+        raise ValueError(f"{where}: unknown {unknown}; known are {sorted(fields)}")
+    if missing := [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in value]:
+        raise ValueError(f"{where}: missing {missing}")
+    return kind(**{name: _parse(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _check(path: Path, m: Manifest) -> None:
+    """What can be said without opening the files."""
+
+    def expect(true: bool, what: str, got: object = "") -> None:
+        if not true:
+            raise BundleError(f"{path}: expected {what}, got {got!r}" if got != "" else f"{path}: expected {what}")
+
+    streams = [spec.name for spec in m.streams]
+    names = [*streams, *(part.name for part in m.parts)]
+    for name in [*names, *(name for part in m.parts for name in [*part.state, *part.uses])]:
+        expect(re.fullmatch("[a-z][a-z0-9_]{0,49}", name) is not None, "names of a-z, 0-9 and _", name)
+    expect(0 < len(set(streams)) == len(streams), "streams, each with a name of its own", streams)
+    expect(len({p.name for p in m.parts}) == len(m.parts) > 0, "parts, each with a name of its own", names)
+    for spec in m.streams:
+        if wrong := _wrong_stream(spec):
+            expect(False, f"{spec.name}: {wrong}", spec)
+    expect(m.tick.anchor in streams, f"tick.anchor to be one of {streams}", m.tick.anchor)
+    in_order = 0 < m.tick.period_ms <= m.tick.max_period_ms <= m.max_gap_ms
+    expect(in_order, f"0 < period_ms <= max_period_ms <= max_gap_ms ({m.max_gap_ms})", m.tick)
+    expect(m.golden_atol > 0, "golden_atol > 0", m.golden_atol)
+
+    needed = {GOLDEN, *(part.file for part in m.parts)}
+    needed |= {VOCABULARY} if any(spec.kind == "text" for spec in m.streams) else set()
+    expect(needed <= m.files.keys(), f"files to list {sorted(needed)}", sorted(m.files))
+    for part in m.parts:
+        expect(part.stream in (None, *streams), f"{part.name}.stream to be null or one of {streams}", part.stream)
+        clash = part.uses.keys() & {"x", "dt", "mask", "age", *(f"{s}_in" for s in part.state)}
+        expect(not clash, f"{part.name}.uses to name inputs of its own", sorted(clash))
+
+    if action := m.outputs.action:
+        dims = {len(getattr(action, f)) for f in ("names", "units", "min", "max", "max_rate")}
+        expect(len(dims) == 1 and dims != {0}, "action names, units, min, max, max_rate of one length", action)
+        expect(all(low <= 0 <= high for low, high in zip(action.min, action.max)), "action min <= 0 <= max", action)
+        expect(min(action.max_rate) > 0 and action.dt_s > 0, "action max_rate and dt_s above 0", action)
+    if attention := m.outputs.attention:
+        expect(attention.stream in streams, f"attention.stream to be one of {streams}", attention.stream)
+
+
+def _wrong_stream(spec: StreamSpec) -> str | None:
+    """What is wrong with the numbers of a stream, in words."""
+    if spec.kind not in KINDS:
+        return f"a kind of {KINDS}"
+    pattern: dict[str, tuple[int | None, ...]] = {
+        "image": (None, None, 3),
+        "audio": (spec.channels + 1, None, None),
+        "scan": (2, None),
+        "points": (None, 4),
+        "imu": (None, 7),
+        "vector": (None,),
+        "text": (None,),
+    }
+    shape = pattern[spec.kind]
+    if len(spec.shape) != len(shape) or any(n < 1 or want not in (None, n) for n, want in zip(spec.shape, shape)):
+        return f"a shape like {shape}".replace("None", "n")
+    if not (0 <= spec.rate_hz <= 1e5 and 0 <= spec.max_age_ms <= 1e9 and 0 <= spec.window_ms <= 6e4):
+        return "rate_hz, max_age_ms and window_ms in a sane range"
+    if spec.max_age_ms == 0 and not spec.latched:
+        return "max_age_ms above 0, or a latched stream"
+    if min(spec.std, default=0) <= 0 or len(spec.mean) != len(spec.std):
+        return "as many std as mean, above 0"
+    if len(spec.std) not in {"imu": (1, 6), "vector": (1, spec.shape[0])}.get(spec.kind, (1,)):
+        return "one mean, or one for each value"
+    if spec.kind in ("scan", "points") and spec.range_max_m <= 0:
+        return "range_max_m above 0"
+    if spec.kind == "audio":
+        if not (1 <= spec.channels <= 64 and 1000 <= spec.sample_rate_hz <= 400_000):
+            return "channels and sample_rate_hz"
+        needs = (spec.shape[2] - 1) * round(AUDIO_HOP_S * spec.sample_rate_hz) + AUDIO_FRAME
+        if round(spec.window_ms * spec.sample_rate_hz / 1e3) < needs:
+            return f"a window_ms of at least {needs / spec.sample_rate_hz * 1e3:.1f} for {spec.shape[2]} hops"
+    return None

@@ -1,0 +1,175 @@
+"""The runtime in one page: samples in, an `Output` for every tick.
+
+    pipeline = Pipeline(Bundle.read("mm_edge/bundles/drive"))
+    pipeline.push(sample)                   # from any thread
+    if pipeline.due(now_ns):
+        output = pipeline.tick(now_ns)      # on one thread
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from mm_edge import engine as engines
+from mm_edge import preprocess
+from mm_edge.align import NS, Aligner, TickRule, Window
+from mm_edge.bundle import Bundle
+from mm_edge.engine.part import Fresh, ModelInputs, ModelOutputs
+from mm_edge.errors import EdgeError, SampleError
+from mm_edge.health import Health, StreamMonitor, absence
+from mm_edge.manifest import ActionSpec
+from mm_edge.preprocess import Vocabulary
+from mm_edge.safety import Limits, limit
+from mm_edge.types import Action, Attention, Output, Sample, StreamSpec
+
+
+def model_inputs(specs: Iterable[StreamSpec], window: Window, vocabulary: Vocabulary | None = None) -> ModelInputs:
+    """What the model is told about a window: new data, and of every stream whether it is present and how old.
+
+    Training calls this too; a model sees on the robot exactly what it learned on. Raises SampleError if the data of a
+    stream was not checked before it was pushed.
+    """
+    fresh, mask, age = {}, [], []
+    for spec in specs:
+        view = window.views[spec.name]
+        if view.fresh:
+            fresh[spec.name] = Fresh(preprocess.prepare(spec, view, vocabulary), view.dt_s, view.reset)
+        mask.append(view.present)
+        age.append(0.0 if spec.latched else min(max(view.age_s, 0.0), spec.max_age_ms / 1e3))
+    return ModelInputs(fresh, np.array(mask, np.float32), np.array(age, np.float32), window.dt_s, window.reset)
+
+
+class Pipeline:
+    """A bundle at work.
+
+    Args:
+        bundle: what to run.
+        engine: "auto", or one of `engine.ENGINES`.
+        limits: the robot's; the bundle's can only narrow them.
+
+    Raises EngineError or MissingDependency if no engine runs the bundle as it should, EdgeError if the limits do not
+    name the bundle's action.
+    """
+
+    def __init__(self, bundle: Bundle, engine: str = "auto", limits: Limits | None = None):
+        self.bundle = bundle
+        self.specs = {spec.name: spec for spec in bundle.streams}
+        self._limits = _narrow(bundle.outputs.action, limits)
+        self._monitors = {name: StreamMonitor(spec) for name, spec in self.specs.items()}
+        self.model = engines.load(bundle, engine)
+        for spec in bundle.streams:
+            if spec.kind == "image":  # cv2 is missed now, not on the road; and the first tick need not wait for it
+                preprocess.resize(np.zeros((1, 1, 3), np.uint8), *spec.shape[:2])
+        self.reset()
+
+    @property
+    def engine(self) -> str:
+        """What really runs the model."""
+        return self.model.engine
+
+    def reset(self) -> None:
+        """Forget all that was pushed and all the model remembers."""
+        tick = self.bundle.tick
+        self._aligner = Aligner(self.bundle.streams, tick.period_ms / 1e3, self.bundle.max_gap_ms)
+        self._rule = TickRule(tick.anchor, tick.max_period_ms)
+        self.model.reset()
+        self._previous = [0.0] * len(self._limits.names)  # the last action
+        self._last: Output | None = None
+
+    def push(self, sample: Sample) -> bool:
+        """Take a sample in: no lock, no copy, from any thread. False if refused, which `health` counts with why."""
+        try:
+            if sample.stream not in self.specs:
+                raise SampleError(sample.stream, f"one of the streams {list(self.specs)}", "none of them")
+            preprocess.check(self.specs[sample.stream], sample.data, self.bundle.vocabulary)
+        except SampleError as error:
+            self.refuse(error)
+            return False
+        self._aligner.push(sample)
+        self._rule.pushed(sample.stream)
+        return True
+
+    def refuse(self, error: SampleError) -> None:
+        """Count a sample that could not even be made from its message."""
+        if error.stream in self._monitors:
+            self._monitors[error.stream].refuse(error)
+
+    def due(self, now_ns: int) -> bool:
+        return self._rule.due(now_ns)
+
+    def tick(self, now_ns: int) -> Output:
+        """One step of the whole model. Always an Output; without an action it says why."""
+        self._rule.ticked(now_ns)
+        window = self._aligner.window(now_ns)
+        try:
+            outputs = self.model.step(model_inputs(self.bundle.streams, window, self.bundle.vocabulary))
+        except EdgeError as error:  # an engine that fails: the robot must hear of it, and stop
+            outputs = ModelOutputs({}, np.ones(len(self.specs), np.float32), (str(error),))
+        self._last = self._output(window, outputs)
+        return self._last
+
+    def health(self, now_ns: int) -> Health:
+        """How every stream fares, for /diagnostics; call it about once a second."""
+        sources = self._last.sources if self._last else {}
+        streams = []
+        for name, monitor in self._monitors.items():
+            age_s = (now_ns - sources[name]) / NS if name in sources else float("inf")
+            counts, offset_ns = dict(self._aligner.counts(name)), self._aligner.offset_ns(name)
+            streams.append(monitor.report(now_ns, age_s, counts, offset_ns))
+        reasons = self._last.reasons if self._last else ("no tick yet",)
+        dropped = {name: part.dropped_steps for name, part in self.model.parts.items() if part.dropped_steps}
+        return Health(self.engine, tuple(streams), reasons, dropped)
+
+    def _output(self, window: Window, outputs: ModelOutputs) -> Output:
+        spec, values = self.bundle.outputs, outputs.values
+        mask, sources, ages_s = {}, {}, {}
+        reasons, notes = list(outputs.reasons), list[str]()
+        for stream, kept in zip(self.bundle.streams, outputs.mask.tolist()):
+            name, view = stream.name, window.views[stream.name]
+            mask[name], ages_s[name] = view.present and kept > 0, view.age_s
+            if view.data is not None:
+                sources[name] = view.stamp_ns
+            if not mask[name]:
+                why = absence(stream, view.age_s) or f"{name} dropped: its features are not finite"
+                (reasons if stream.required else notes).append(why)
+        if not any(mask.values()):
+            reasons.append("no stream is present" if sources else "warming up: no stream seen yet")
+        if window.reset:
+            notes.append("time jumped or stood still: all state starts anew")
+        action = None
+        if reasons or window.reset:
+            self._previous = [0.0] * len(self._previous)  # the robot stands, or has stopped meanwhile
+        if spec.action and not reasons:
+            action, said = self._limited(spec.action, values["action"][0].tolist(), window.dt_s)
+            (notes if action else reasons).extend(said)
+        attention: tuple[Attention, ...] = ()
+        if spec.attention and values and mask[spec.attention.stream]:
+            name = spec.attention.stream
+            attention = (Attention(name, sources[name], values["attention"][0]),)
+        gates = dict(zip(self.specs, values["gates"][0].tolist())) if "gates" in values else {}
+        return Output(window.t_ns, sources, mask, ages_s, tuple(reasons), tuple(notes), action, attention, gates=gates)
+
+    def _limited(self, spec: ActionSpec, rows: list[list[float]], dt_s: float) -> tuple[Action | None, tuple[str, ...]]:
+        """The model's action, H rows, within the limits, and notes; or None and why."""
+        allowed, notes, previous = [], list[str](), self._previous
+        dt_s = min(dt_s, self.bundle.tick.max_period_ms / 1e3)
+        for row in rows:
+            now, said = limit(row, previous, dt_s, self._limits)
+            if now is None:
+                self._previous = [0.0] * len(previous)
+                return None, said
+            allowed.append(now)
+            notes += said
+            previous, dt_s = now, spec.dt_s
+        self._previous = allowed[0]
+        return Action(spec.names, np.array(allowed, np.float32), spec.dt_s), tuple(notes)
+
+
+def _narrow(action: ActionSpec | None, robot: Limits | None) -> Limits:
+    """The bundle's limits, narrowed by the robot's: whichever is stricter."""
+    if action is None:
+        return Limits((), (), (), ())
+    limits = Limits(action.names, action.min, action.max, action.max_rate)
+    return limits.narrowed(robot) if robot else limits
