@@ -1,0 +1,42 @@
+"""The `mm-edge` command: only parses; each command has a file in `commands/`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+import mm_edge
+from mm_edge.errors import EdgeError
+
+COMMANDS = {
+    "demo": "a simulated robot driven by the shipped model, over real ROS 2 where there is one",
+    "record": "write recordings",
+    "replay": "run a recording through a bundle as fast as it goes; outputs as JSON lines",
+    "bench": "what a tick costs beside the bare engine",
+    "doctor": "what works on this machine, and what to install for the rest",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="mm-edge", description=mm_edge.__doc__)
+    parser.add_argument("--version", action="version", version=mm_edge.__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        command = importlib.import_module(f"mm_edge.commands.{name}")
+        command.add_arguments(commands.add_parser(name, help=text, description=command.__doc__))
+    args = parser.parse_args(argv)
+    try:
+        return importlib.import_module(f"mm_edge.commands.{args.command}").run(args)
+    except EdgeError as error:
+        print(f"mm-edge {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `mm-edge replay ... | head` is no error
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Frames of a drive as a video and as one picture.
+
+    clip = Clip(Path("out"))
+    clip.add(rgb, episode=0)
+    video, strip = clip.close()
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_edge.errors import EdgeError, MissingDependency
+
+FPS = 15.0
+CODECS = (("mp4v", "clip.mp4"), ("MJPG", "clip.avi"))  # a cv2 without ffmpeg still has the second
+COLUMNS = 5
+THUMB = 320  # pixels wide
+
+
+class Clip:
+    """Writes `clip.mp4` (or .avi) and `strip.png`, one row an episode, into `folder`.
+
+    Raises MissingDependency without cv2, EdgeError if no video can be written.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            import cv2
+        except ImportError:
+            raise MissingDependency("writing a clip", "cv2", "camera") from None
+        self._cv2 = cv2
+        self._folder = folder
+        self._writer: Any = None
+        self._size = (0, 0)
+        self._episodes: dict[int, _Thumbs] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, rgb: np.ndarray, episode: int) -> None:
+        """uint8 (h, w, 3). The first frame's size is the video's."""
+        if self._writer is None:
+            self._open(rgb.shape[1], rgb.shape[0])
+        bgr = np.ascontiguousarray(rgb[..., ::-1])
+        if rgb.shape[1::-1] != self._size:
+            bgr = self._cv2.resize(bgr, self._size)
+        self._writer.write(bgr)
+        height = round(THUMB * rgb.shape[0] / rgb.shape[1])
+        thumb = self._cv2.resize(bgr, (THUMB, height), interpolation=self._cv2.INTER_AREA)
+        self._episodes.setdefault(episode, _Thumbs()).add(thumb)
+
+    def close(self) -> list[Path]:
+        """The files written: the video, then the strip; none if there was no frame."""
+        if self._writer is None:
+            return []
+        self._writer.release()
+        height = max(thumbs.frames[0].shape[0] for thumbs in self._episodes.values())
+        rows = [
+            np.hstack([self._cv2.resize(frame, (THUMB, height)) for frame in thumbs.spread(COLUMNS)])
+            for thumbs in self._episodes.values()
+        ]
+        strip = self._folder / "strip.png"
+        if not self._cv2.imwrite(str(strip), np.vstack(rows)):
+            raise EdgeError(f"{strip}: cannot be written")
+        return [self._video, strip]
+
+    def _open(self, width: int, height: int) -> None:
+        self._size = (width, height)
+        for codec, name in CODECS:
+            self._video = self._folder / name
+            self._writer = self._cv2.VideoWriter(
+                str(self._video), self._cv2.VideoWriter.fourcc(*codec), FPS, self._size
+            )
+            if self._writer.isOpened():
+                return
+        raise EdgeError(
+            f"{self._folder}: this cv2 writes none of {[codec for codec, _ in CODECS]}, or the folder is read-only"
+        )
+
+
+class _Thumbs:
+    """Frames spread evenly over an episode of unknown length: when there are too many, every other one goes."""
+
+    def __init__(self) -> None:
+        self.frames: list[np.ndarray] = []
+        self._every = 1
+        self._seen = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        if self._seen % self._every == 0:
+            self.frames.append(frame)
+        self._seen += 1
+        if len(self.frames) == 64:
+            self.frames, self._every = self.frames[::2], self._every * 2
+
+    def spread(self, n: int) -> list[np.ndarray]:
+        """n of them, first and last among them."""
+        return [self.frames[round(i)] for i in np.linspace(0, len(self.frames) - 1, n)]

@@ -1,0 +1,162 @@
+"""`mm-edge bench [BUNDLE]`: what a tick costs on this machine, and how much of that is not the engine.
+
+Every tick finds new data of every stream, so all parts run. What is not the engine and not preprocessing is measured on
+ticks that find their inputs prepared, in turn with the engine alone, so that both meet the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from mm_edge import preprocess
+from mm_edge.align import NS, Aligner
+from mm_edge.bundle import Bundle
+from mm_edge.pipeline import Pipeline
+from mm_edge.preprocess import AUDIO_HOP_S, prepare
+from mm_edge.types import Audio, Sample, Scan, StreamSpec
+
+DRIVE = Path(__file__).parents[1] / "bundles" / "drive"
+WARM_UP_TICKS = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", nargs="?", default=DRIVE, help="folder of the model (the shipped drive model)")
+    parser.add_argument("--ticks", type=int, default=500, help="how many ticks to time (%(default)s)")
+    parser.add_argument("--engine", default="auto", help="auto, tensorrt, cuda or cpu (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises EdgeError if the bundle cannot be used."""
+    try:
+        import cv2
+
+        cv2.setNumThreads(1)  # a robot has better use for its cores than resizing a frame
+    except ImportError:
+        pass
+    bundle = Bundle.read(args.bundle)
+    result = measure(Pipeline(bundle, args.engine), max(args.ticks, 1))
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{bundle.path} on {result['engine']}")
+    for name in ("tick_ms", "engine_ms"):
+        print(f"{name:<24}{result[name]['p50']:8.3f} p50 {result[name]['p99']:8.3f} p99")
+    print(f"{'overhead':<24}{result['overhead']:8.2f} x, {result['overhead_us']:.0f} us: a tick without preprocessing")
+    for name, cost in result["preprocess_us"].items():
+        print(f"{name + ' (us)':<24}{cost:8.1f}")
+    return 0
+
+
+def measure(pipeline: Pipeline, ticks: int) -> dict[str, Any]:
+    """Times of `ticks` whole ticks; of as many without preprocessing (align, all parts, safety, output), in turn with
+    the engine alone on the same inputs; and of preprocessing. `overhead` compares the medians of the middle two."""
+    sensors = [samples(spec, pipeline.bundle) for spec in pipeline.specs.values()]
+    parts = pipeline.model.parts.values()
+    period_ns, now_ns = round(pipeline.bundle.tick.period_ms * 1e6), NS
+
+    def push() -> None:
+        nonlocal now_ns
+        now_ns += period_ns
+        for sensor in sensors:
+            for sample in sensor(now_ns - period_ns, now_ns):
+                assert pipeline.push(sample), pipeline.health(now_ns).streams
+
+    def tick() -> int:
+        started = time.perf_counter_ns()
+        pipeline.tick(now_ns)
+        return time.perf_counter_ns() - started
+
+    def engine() -> int:
+        started = time.perf_counter_ns()
+        for part in parts:
+            part.graph.run()  # without keep: the state stays as it is
+        return time.perf_counter_ns() - started
+
+    whole_ns, own_ns, engine_ns = list[int](), list[int](), list[int]()
+    for _ in range(WARM_UP_TICKS + ticks):
+        push()
+        whole_ns.append(tick())
+    prepared = {part.spec.stream: part.graph.inputs["x"][0].copy() for part in parts if part.spec.stream}
+    with mock.patch.object(preprocess, "prepare", lambda spec, *_: prepared.get(spec.name)):
+        for i in range(ticks):
+            push()
+            for times, timed in ((own_ns, tick), (engine_ns, engine))[:: 1 if i % 2 else -1]:  # who is second is warmer
+                times.append(timed())
+    own_us, engine_us = float(np.median(own_ns)) / 1e3, float(np.median(engine_ns)) / 1e3
+    return {
+        "tick_ms": _percentiles(whole_ns[WARM_UP_TICKS:]),
+        "engine_ms": _percentiles(engine_ns),
+        "preprocess_us": preprocess_us(pipeline.bundle),
+        "overhead": round(own_us / engine_us, 3),
+        "overhead_us": round(own_us - engine_us, 1),
+        "engine": pipeline.engine,
+    }
+
+
+def preprocess_us(bundle: Bundle, repeat: int = 200) -> dict[str, float]:
+    """Median time to prepare one new sample of each kind. Sound is prepared by windows, one a tick: `audio_hop` is a
+    window's cost divided by the 20 ms hops that come between ticks."""
+    costs = {}
+    tick_ns = round(bundle.tick.period_ms * 1e6)
+    for spec in {spec.kind: spec for spec in reversed(bundle.streams)}.values():
+        aligner, sensor, times = Aligner([spec], 1.0, max_gap_ms=1e9), samples(spec, bundle), []
+        for now_ns in range(NS, NS + repeat * tick_ns, tick_ns):
+            for sample in sensor(now_ns - tick_ns, now_ns):
+                aligner.push(sample)
+            view = aligner.window(now_ns).views[spec.name]
+            started = time.perf_counter_ns()
+            prepare(spec, view, bundle.vocabulary)
+            times.append(time.perf_counter_ns() - started)
+        cost = float(np.median(times)) / 1e3
+        if spec.kind == "audio":
+            costs["audio_window"] = round(cost, 1)
+            cost /= max(1.0, tick_ns / (AUDIO_HOP_S * NS))
+        costs[{"image": "image_640x480", "audio": "audio_hop"}.get(spec.kind, spec.kind)] = round(cost, 1)
+    return costs
+
+
+def samples(spec: StreamSpec, bundle: Bundle) -> Callable[[int, int], list[Sample]]:
+    """A sensor: what arrives of a stream between two instants, at its rate, the last at the later one."""
+    pool = [_data(spec, bundle, np.random.default_rng(seed)) for seed in range(8)]
+    period_ns = round(AUDIO_HOP_S * NS if spec.kind == "audio" else NS / (spec.rate_hz or 1))
+
+    def sample(stamp_ns: int) -> Sample:
+        number = stamp_ns // period_ns
+        data = pool[number % len(pool)]
+        if spec.kind == "audio":
+            data = Audio(data, number * len(data), spec.sample_rate_hz)
+        return Sample(spec.name, stamp_ns, stamp_ns, data)
+
+    def arrived(since_ns: int, until_ns: int) -> list[Sample]:
+        count = max(1, (until_ns - since_ns) // period_ns)
+        return [sample(until_ns - i * period_ns) for i in reversed(range(count))]
+
+    return arrived
+
+
+def _data(spec: StreamSpec, bundle: Bundle, random: np.random.Generator) -> Any:
+    if spec.kind == "image":
+        return random.integers(0, 255, (480, 640, 3), np.uint8)
+    if spec.kind == "audio":
+        return random.integers(-3000, 3000, (round(AUDIO_HOP_S * spec.sample_rate_hz), spec.channels), np.int16)
+    if spec.kind == "scan":
+        ranges = random.uniform(0.1, spec.range_max_m, 360).astype(np.float32)
+        return Scan(ranges, -np.pi, 2 * np.pi / 360, 0.05, spec.range_max_m)
+    if spec.kind == "text":
+        assert bundle.vocabulary is not None
+        return bundle.vocabulary.words[0]
+    shape = {"points": (10_000, 3), "imu": (6,)}.get(spec.kind, spec.shape)
+    return random.normal(size=shape).astype(np.float32)
+
+
+def _percentiles(times_ns: Sequence[int]) -> dict[str, float]:
+    return {f"p{p}": round(float(np.percentile(times_ns, p)) / 1e6, 4) for p in (50, 99)}

@@ -1,0 +1,53 @@
+"""`mm-edge replay BUNDLE RECORDING`: a recording through the model, each output as a line of JSON on standard output.
+
+Nothing else goes there, and the same recording gives the same bytes: time comes from the recording, numbers from the
+CPU engine. What became of each stream goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tqdm import tqdm
+
+from mm_edge.bundle import Bundle
+from mm_edge.errors import RecordingError
+from mm_edge.messages import output_to_json
+from mm_edge.pipeline import Pipeline
+from mm_edge.replay import events, replay
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help="folder of the model")
+    parser.add_argument("recording", help="folder written by `mm-edge record`, or any ROS 2 or ROS 1 bag")
+    parser.add_argument(
+        "--topics",
+        nargs="+",
+        metavar="STREAM=TOPIC",
+        help="which topic is which stream, for bags that mm-edge did not write: camera=/front/image_raw",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises EdgeError if the bundle or the recording cannot be used."""
+    bundle = Bundle.read(args.bundle)
+    topics = _parse_topics(args.topics, [spec.name for spec in bundle.streams]) if args.topics else None
+    timeline = events(args.recording, bundle.streams, bundle.tick, topics)
+    pipeline = Pipeline(bundle, engine="cpu")
+    output = None
+    for output in tqdm(replay(pipeline, timeline), unit=" ticks", disable=not sys.stderr.isatty()):
+        print(output_to_json(output))
+    if output is None:
+        raise RecordingError(f"{args.recording}: no tick, since nothing was recorded of {list(pipeline.specs)}")
+    for stream in pipeline.health(output.stamp_ns).streams:
+        counts = ", ".join(f"{n} {what}" for what, n in stream.counts.items() if n) or "nothing came"
+        print(f"{stream.name}: {counts}", *stream.reasons, sep="; ", file=sys.stderr)
+    return 0
+
+
+def _parse_topics(arguments: list[str], streams: list[str]) -> dict[str, str]:
+    topics = dict(argument.partition("=")[::2] for argument in arguments)
+    if wrong := [name for name, topic in topics.items() if name not in streams or not topic]:
+        raise RecordingError(f"--topics: expected STREAM=TOPIC with a stream of {streams}, got {wrong}")
+    return topics

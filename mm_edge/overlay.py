@@ -1,0 +1,129 @@
+"""What the robot saw, where it looked, what it did and how old its senses were, drawn on one frame.
+
+    picture = draw(rgb, output, title="drive to the red ball")
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mm_edge.errors import MissingDependency
+from mm_edge.types import Action, Attention, Output
+
+MIN_WIDTH = 640  # smaller frames are enlarged to this, so that text can be read
+BAR = 54  # height of the bar below the frame
+INK, DIM, BAD, GOOD, AMBER, SHADE = (
+    (240, 240, 240),
+    (150, 150, 150),
+    (255, 90, 80),
+    (90, 220, 130),
+    (255, 200, 60),
+    (22, 24, 28),
+)
+
+
+def draw(rgb: np.ndarray, output: Output, title: str = "") -> np.ndarray:
+    """uint8 (h, w, 3) -> uint8 (h', w', 3), RGB, the sides even as video wants them; `rgb` is not changed.
+
+    The heat map shows the output's first attention over the whole frame; the arrow the action's first row; the bar
+    below each stream's age, red if masked. Without an action the reason is written over the frame.
+    Raises MissingDependency without cv2.
+    """
+    try:
+        import cv2
+    except ImportError:
+        raise MissingDependency("drawing overlays", "cv2", "camera") from None
+    scale = max(1.0, MIN_WIDTH / rgb.shape[1])
+    width, height = (2 * round(n * scale / 2) for n in rgb.shape[1::-1])
+    frame = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_CUBIC)
+    if output.attention:
+        frame = _heat(cv2, frame, output.attention[0])
+    if output.action:
+        _arrow(cv2, frame, output.action)
+    _caption(cv2, frame, title, output)
+    return np.vstack([frame, _bar(cv2, width, output)])
+
+
+def _heat(cv2, frame: np.ndarray, attention: Attention) -> np.ndarray:
+    """Even attention leaves the frame as it is; the peak glows."""
+    weights = attention.weights
+    excess = np.clip(weights * weights.size - 1, 0, None)  # times above the mean
+    excess = excess / max(float(excess.max()), 1.0)
+    heat = cv2.resize(excess.astype(np.float32), frame.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    heat = np.clip(heat, 0, 1)
+    colour = cv2.applyColorMap((105 + 150 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    colour = cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
+    opacity = 0.7 * heat
+    return cv2.blendLinear(colour, frame, opacity, 1 - opacity)
+
+
+def _arrow(cv2, frame: np.ndarray, action: Action) -> None:
+    """The way the first row of the action leads, bent as the robot would turn."""
+    values = dict(zip(action.names, action.values[0].tolist()))
+    v, w = values.get("linear_x", 0.0), values.get("angular_z", 0.0)
+    height, width = frame.shape[:2]
+    t = np.linspace(0, 1, 24)
+    length = height * (0.12 + 0.45 * min(abs(v) / 0.6, 1.0)) * (1 if v >= 0 else -1)
+    turn = np.clip(w / 1.8, -1, 1) * math.radians(80) * t
+    step = length / len(t)
+    x = width / 2 - np.cumsum(np.sin(turn)) * step
+    y = height * (0.96 if v >= 0 else 0.6) - np.cumsum(np.cos(turn)) * step
+    path = np.stack([x, y], axis=1)
+    along = (path[-1] - path[-2]) / abs(step)
+    across = along[::-1] * (-1, 1)
+    for ink, thick in ((SHADE, 9), (GOOD if v >= 0 else AMBER, 5)):
+        size = 13 + thick / 2
+        head = path[-1] + np.stack([along * size, across * size * 0.7, across * size * -0.7])
+        cv2.polylines(frame, [(16 * path).astype(np.int32)], False, ink, thick, cv2.LINE_AA, shift=4)
+        cv2.fillPoly(frame, [head.astype(np.int32)], ink, cv2.LINE_AA)
+    label = f"{v:+.2f} m/s  {w:+.2f} rad/s"
+    _write(cv2, frame, label, (width - _width(cv2, label, 0.5) - 12, height - 12), INK)
+
+
+def _caption(cv2, frame: np.ndarray, title: str, output: Output) -> None:
+    if title:
+        _write(cv2, frame, title, (12, 26), INK, 0.62)
+    line = frame.shape[0] - 12
+    if output.action is None:
+        _write(cv2, frame, "NO ACTION: " + ("; ".join(output.reasons) or "no reason given"), (12, line), BAD)
+    elif output.notes:
+        _write(cv2, frame, output.notes[0], (12, line), AMBER, 0.42)
+
+
+def _bar(cv2, width: int, output: Output) -> np.ndarray:
+    bar = np.full((BAR, width, 3), SHADE, np.uint8)
+    cell = width / max(len(output.mask), 1)
+    for i, (name, present) in enumerate(output.mask.items()):
+        x, age_s = round(i * cell) + 12, output.ages_s.get(name, math.inf)
+        cv2.circle(bar, (x + 5, 19), 5, GOOD if present else BAD, -1, cv2.LINE_AA)
+        _write(cv2, bar, name, (x + 17, 24), INK if present else BAD, 0.48)
+        age = "never seen" if math.isinf(age_s) else f"{age_s * 1e3:.0f} ms" if age_s < 10 else f"{age_s:.0f} s"
+        _write(
+            cv2,
+            bar,
+            age if present or math.isinf(age_s) else f"missing, {age}",
+            (x + 17, 43),
+            DIM if present else BAD,
+            0.4,
+        )
+        if name in output.gates:
+            share = min(max(output.gates[name], 0.0), 1.0)
+            cv2.rectangle(bar, (x, BAR - 4), (x + round(share * (cell - 24)), BAR - 2), GOOD if present else DIM, -1)
+    return bar
+
+
+def _write(
+    cv2, image: np.ndarray, text: str, at: tuple[int, int], colour: tuple[int, int, int], size: float = 0.5
+) -> None:
+    text = text.encode("ascii", "replace").decode()  # what cv2's font has
+    room = image.shape[1] - at[0] - 8
+    while text and _width(cv2, text, size) > room:
+        text = text[:-4] + "..." if len(text) > 6 else ""
+    cv2.putText(image, text, (at[0] + 1, at[1] + 1), cv2.FONT_HERSHEY_SIMPLEX, size, SHADE, 1, cv2.LINE_AA)
+    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+
+
+def _width(cv2, text: str, size: float) -> int:
+    return cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0]

@@ -1,0 +1,120 @@
+"""The watchdog between a model and the wheels: forward an action or stop, never repeat one.
+
+    watchdog = Watchdog(low=(-0.2, -1.8), high=(0.6, 1.8))
+    command = watchdog.on_action(source, stamp_ns, values, now_steady_ns, now_ros_ns)  # None: nothing to send
+    if watchdog.check(now_steady_ns):                                                  # True: the wheels must stand
+        ...
+
+It reads no clock. Deadlines run on the steady clock, since a robot's ROS clock may jump, or stand still.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+STOP = np.zeros(2)
+STOP.flags.writeable = False
+
+
+class Watchdog:
+    """Starts stopped. A stop for silence ends by itself after `clear_after` valid actions in a row; a fault (an action
+    that is not finite or from the future, two sources at the same time) stays until `reset`.
+
+    Who a source is, the caller says. It must judge by who sends: discovery lists a dead publisher for a while.
+
+    Args:
+        low, high: limits of (linear_x m/s, angular_z rad/s); an action beyond them is clipped.
+        deadline_ms: longest time between actions, and greatest age of one.
+        clear_after: valid actions in a row, none later than the deadline, before the first is forwarded.
+        future_tolerance_ms: how far a stamp may lie ahead of the ROS clock.
+
+    Attributes: reason, why the wheels stand, None while actions pass; latched; counts of `forwarded` and `refused`.
+    """
+
+    def __init__(
+        self,
+        low: Sequence[float],
+        high: Sequence[float],
+        deadline_ms: float = 150.0,
+        clear_after: int = 3,
+        future_tolerance_ms: float = 50.0,
+    ):
+        self._low, self._high = np.asarray(low, float), np.asarray(high, float)
+        self._deadline_ns = round(deadline_ms * 1e6)
+        self._future_ns = round(future_tolerance_ms * 1e6)
+        self._clear_after = clear_after
+        self.counts: Counter[str] = Counter()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget faults and sources; stopped until `clear_after` valid actions came."""
+        self.reason: str | None = "no action yet"
+        self.latched = False
+        self._source: Hashable = None
+        self._heard_ns = self._valid_ns = -self._deadline_ns
+        self._valid = self._stamp_ns = 0
+
+    def on_action(
+        self, source: Hashable, stamp_ns: int, values: np.ndarray, now_steady_ns: int, now_ros_ns: int
+    ) -> np.ndarray | None:
+        """What to send to the wheels now: the action, a stop if this action is a fault, or None while refusing.
+
+        Args:
+            source: who sent it.
+            stamp_ns: when it was sent, on the ROS clock.
+            values: (2,) linear_x m/s, angular_z rad/s.
+        """
+        fault = self._fault(source, stamp_ns, values, now_steady_ns, now_ros_ns)
+        self._source, self._heard_ns = source, now_steady_ns
+        self.check(now_steady_ns)
+        if self.latched or fault:
+            self.counts["refused"] += 1
+            if not self.latched:
+                self.latched, self.reason = True, fault
+            return STOP
+        if useless := self._useless(stamp_ns, now_ros_ns):
+            self.counts["refused"] += 1
+            self._valid = 0
+            if self.reason:
+                self.reason = useless
+            return None
+        in_row = now_steady_ns - self._valid_ns < self._deadline_ns
+        self._valid, self._valid_ns = self._valid + 1 if in_row else 1, now_steady_ns
+        if self.reason and self._valid < self._clear_after:
+            self.counts["refused"] += 1
+            self.reason = f"{self._valid} valid actions of {self._clear_after} before driving on"
+            return None
+        self.reason = None
+        self.counts["forwarded"] += 1
+        return np.clip(values, self._low, self._high)
+
+    def check(self, now_steady_ns: int) -> bool:
+        """Must the wheels stand? Call it when the deadline may have passed."""
+        silent_ns = now_steady_ns - self._valid_ns
+        if self.reason is None and silent_ns >= self._deadline_ns:
+            self.reason = f"no valid action for {silent_ns / 1e6:.0f} ms, {self._deadline_ns / 1e6:.0f} ms allowed"
+        return self.reason is not None
+
+    def _useless(self, stamp_ns: int, now_ros_ns: int) -> str | None:
+        """Why an action that is no fault must not be forwarded either."""
+        again, self._stamp_ns = stamp_ns == self._stamp_ns, stamp_ns
+        age_ms, allowed_ms = (now_ros_ns - stamp_ns) / 1e6, self._deadline_ns / 1e6
+        if age_ms >= allowed_ms:
+            return f"the last action was {age_ms:.0f} ms old, {allowed_ms:.0f} ms allowed"
+        if again:  # whoever decides by a clock that stands still decides on what it saw long ago
+            return "two actions with the same stamp: does the ROS clock stand still?"
+        return None
+
+    def _fault(
+        self, source: Hashable, stamp_ns: int, values: np.ndarray, now_steady_ns: int, now_ros_ns: int
+    ) -> str | None:
+        if self._source not in (None, source) and now_steady_ns - self._heard_ns < self._deadline_ns:
+            return f"two sources at the same time: {self._source} and {source}"
+        if not np.isfinite(values).all():
+            return f"action not finite: {values} from {source}"
+        if stamp_ns - now_ros_ns > self._future_ns:
+            return f"action of {source} stamped {(stamp_ns - now_ros_ns) / 1e6:.0f} ms in the future"
+        return None

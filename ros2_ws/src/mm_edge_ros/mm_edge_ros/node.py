@@ -1,0 +1,75 @@
+"""What every node here does the same way: start, spin, end, stamp, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+
+from mm_edge.errors import EdgeError
+
+OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
+STEADY = Clock(clock_type=ClockType.STEADY_TIME)
+
+COMMAND_QOS = QoSProfile(depth=1)  # reliable, and only the newest counts
+SENSOR_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+LATCHED_QOS = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def run(make_node: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecutor], None] | None = None) -> None:
+    """A node's main: until SIGINT or SIGTERM. An EdgeError ends it with status 1 and its message.
+
+    Waits are finite because a signal that comes just before an endless wait is lost now and then.
+    """
+    rclpy.init()
+    node = None
+    try:
+        node = make_node()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while rclpy.ok():
+            if spin:
+                spin(node, executor)
+            else:
+                executor.spin_once(timeout_sec=0.5)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except EdgeError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def declare(
+    node: Node, name: str, default: Any, description: str, low: float | None = None, high: float | None = None
+) -> Any:
+    """Declare a parameter and return its value. `low` and `high` bound a float."""
+    descriptor = ParameterDescriptor(description=description)
+    if low is not None and high is not None:
+        descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+    return node.declare_parameter(name, default, descriptor).value
+
+
+def diagnostics(node: Node, statuses: list[tuple[bytes, str, str, Mapping[str, Any]]]) -> DiagnosticArray:
+    """A message of (level, name, message, values); names are prefixed with the node's own."""
+    msg = DiagnosticArray()
+    msg.header.stamp = node.get_clock().now().to_msg()
+    prefix = node.get_fully_qualified_name().lstrip("/")
+    for level, name, message, values in statuses:
+        pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+        msg.status.append(
+            DiagnosticStatus(level=level, name=f"{prefix}: {name}", message=message, hardware_id=prefix, values=pairs)
+        )
+    return msg

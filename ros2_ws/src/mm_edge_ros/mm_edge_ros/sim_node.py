@@ -1,0 +1,129 @@
+"""The simulated robot in real time: its senses as topics, its wheels driven by cmd_vel, with a time-out of their own.
+
+Each episode is a room with a task. The first begins as soon as somebody listens and somebody may drive; `episode`
+(std_msgs/String, JSON) tells when one starts, how it goes and how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from geometry_msgs.msg import Twist, TwistStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import PointField
+from std_msgs.msg import String
+
+from mm_edge.messages import MESSAGE_TYPES, to_ros
+from mm_edge.sim.episode import Episode
+from mm_edge.sim.world import STEP_S
+from mm_edge.types import Sample
+from mm_edge_ros.node import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, declare, run
+from mm_edge_ros.streams import message_class
+
+# stream -> kind, topic, QoS, frame
+STREAMS = {
+    "camera": ("image", "image", SENSOR_QOS, "camera"),
+    "scan": ("scan", "scan", SENSOR_QOS, "lidar"),
+    "imu": ("imu", "imu", QoSProfile(depth=50, reliability=SENSOR_QOS.reliability), "imu"),
+    "audio": ("audio", "audio", QoSProfile(depth=50), "ears"),
+    "text": ("text", "command_text", LATCHED_QOS, ""),
+}
+LAG_S = 0.1  # behind by more than this, simulated time slows down
+
+
+class SimNode(Node):
+    def __init__(self):
+        super().__init__("sim_node")
+        self._seed = declare(self, "seed", 0, "of the first episode's world; each next one adds 1")
+        self._episodes = declare(self, "episodes", 0, "how many; 0: without end")
+        self._pause_s = declare(self, "pause_s", 2.5, "silence between episodes", 0.0, 60.0)
+        stamped = declare(self, "stamped", True, "cmd_vel is a TwistStamped; false: a Twist")
+        self._publishers_of, self._messages = {}, {}
+        for name, (kind, topic, qos, _) in STREAMS.items():
+            type_ = message_class(MESSAGE_TYPES[kind])
+            self._publishers_of[name], self._messages[name] = self.create_publisher(type_, topic, qos), type_()
+        self._reports = self.create_publisher(String, "episode", 10)
+        self._wheels = self.create_subscription(
+            TwistStamped if stamped else Twist, "cmd_vel", self._on_cmd_vel, COMMAND_QOS
+        )
+        self._episode: Episode | None = None
+        self._done = 0
+        self._not_before_s = self._start_s = self._slept_s = self._reported_s = 0.0
+        self._offset_ns = 0  # from the world's clock to the ROS clock
+
+    def spin(self, executor: SingleThreadedExecutor) -> None:
+        """Bring the world up to now, then take callbacks until its next step is due."""
+        now_s = time.monotonic()
+        if self._episode is None:
+            if self._ready(now_s):
+                self._begin(now_s)
+            executor.spin_once(timeout_sec=0.05)
+            return
+        behind_s = now_s - self._start_s - self._episode.world.t_s
+        if behind_s > LAG_S:
+            self._start_s += behind_s
+            self._slept_s += behind_s
+            self._set_clock()
+        elif behind_s >= STEP_S:
+            self._step()
+            executor.spin_once(timeout_sec=0)
+            return
+        executor.spin_once(timeout_sec=max(0.0, STEP_S - behind_s))
+
+    def _ready(self, now_s: float) -> bool:
+        more = not self._episodes or self._done < self._episodes
+        heard = (
+            self._publishers_of["camera"].get_subscription_count()
+            and self._publishers_of["text"].get_subscription_count()
+        )
+        return bool(more and now_s >= self._not_before_s and heard and self.count_publishers(self._wheels.topic_name))
+
+    def _begin(self, now_s: float) -> None:
+        self._episode = Episode(self._seed + self._done)
+        self._start_s, self._slept_s, self._reported_s = time.monotonic(), 0.0, 0.0
+        self._set_clock()
+        self._report("start", seed=self._seed + self._done, text=self._episode.world.room.text)
+
+    def _step(self) -> None:
+        for sample in self._episode.step():
+            self._publish(sample)
+        world = self._episode.world
+        if (status := world.status()) is not None:
+            outcome = self._episode.outcome(status).as_dict()
+            self._report("end", **outcome, slowed_s=round(self._slept_s, 3))
+            self._episode = None
+            self._done += 1
+            self._not_before_s = time.monotonic() + self._pause_s
+        elif world.t_s - self._reported_s >= 0.5:
+            self._reported_s = world.t_s
+            self._report(
+                "progress", t_s=round(world.t_s, 2), speed_mps=round(world.speed(), 3), collisions=world.collisions
+            )
+
+    def _set_clock(self) -> None:
+        self._offset_ns = self.get_clock().now().nanoseconds - self._episode.world.now_ns
+
+    def _publish(self, sample: Sample) -> None:
+        kind, _, _, frame_id = STREAMS[sample.stream]
+        msg = self._messages[sample.stream]
+        to_ros(kind, msg, sample.stamp_ns + self._offset_ns, sample.data, frame_id, PointField)
+        self._publishers_of[sample.stream].publish(msg)
+
+    def _on_cmd_vel(self, msg: Twist | TwistStamped) -> None:
+        twist = getattr(msg, "twist", msg)
+        if self._episode is not None:
+            self._episode.world.drive(twist.linear.x, twist.angular.z)
+
+    def _report(self, event: str, **values: object) -> None:
+        self._reports.publish(String(data=json.dumps({"event": event, **values})))
+
+
+def main() -> None:
+    run(SimNode, SimNode.spin)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""From a model's streams to subscriptions: topics, message types, and a QoS that follows what publishers offer."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import QoSDurabilityPolicy as Durability
+from rclpy.qos import QoSProfile
+from rclpy.qos import QoSReliabilityPolicy as Reliability
+
+from mm_edge.errors import SampleError
+from mm_edge.messages import MESSAGE_TYPES, from_ros
+from mm_edge.types import Sample, StreamSpec
+from mm_edge_ros.node import ERROR, WARN
+
+TOPICS = {"image": "image", "audio": "audio", "scan": "scan", "points": "points", "imu": "imu", "text": "command_text"}
+COMPRESSED = "sensor_msgs/msg/CompressedImage"
+
+
+def topics(specs: Iterable[StreamSpec]) -> dict[str, str]:
+    """Stream -> relative topic: the usual name of its kind if it is the only one, else `<stream>/<usual name>`."""
+    specs = tuple(specs)
+    kinds = Counter(spec.kind for spec in specs)
+    names = {}
+    for spec in specs:
+        usual = TOPICS.get(spec.kind)
+        names[spec.name] = spec.name if usual is None else usual if kinds[spec.kind] == 1 else f"{spec.name}/{usual}"
+    return names
+
+
+def message_class(type_name: str) -> Any:
+    """The class of "sensor_msgs/msg/Image"."""
+    package, kind, name = type_name.split("/")
+    return getattr(importlib.import_module(f"{package}.{kind}"), name)
+
+
+class StreamSubscription:
+    """One stream's subscription.
+
+    Sensors are best effort, which every publisher satisfies. Sound and commands ask for what such topics usually offer,
+    reliable and for commands transient local, and take less where a publisher offers less: see `follow`.
+
+    Args:
+        topic: relative; remapped as usual, also for compressed images: `<remapped>/compressed`.
+        push: takes each sample.
+        refuse: takes the SampleError of each message that holds none.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        spec: StreamSpec,
+        topic: str,
+        compressed: bool,
+        push: Callable[[Sample], Any],
+        refuse: Callable[[SampleError], Any],
+    ):
+        self._node, self.spec = node, spec
+        self._push, self._refuse = push, refuse
+        self._type_name = COMPRESSED if compressed and spec.kind == "image" else MESSAGE_TYPES[spec.kind]
+        self.topic = node.resolve_topic_name(topic) + ("/compressed" if self._type_name == COMPRESSED else "")
+        self._offers = self._usual = usual_offer(spec)
+        self._subscribe()
+
+    def follow(self) -> list[tuple[bytes, str]]:
+        """Subscribe anew if publishers offer something else than before. Call it now and then. What is wrong, as
+        diagnostics (level, message)."""
+        infos = self._node.get_publishers_info_by_topic(self.topic)
+        troubles = []
+        if other := sorted({info.topic_type for info in infos} - {self._type_name}):
+            hint = "; see the parameter image_transport" if self.spec.kind == "image" else ""
+            troubles.append(
+                (ERROR, f"{self.topic} is published as {', '.join(other)}, expected {self._type_name}{hint}")
+            )
+        qos = [info.qos_profile for info in infos if info.topic_type == self._type_name]
+        if qos:
+            reliable = self._usual[0] and all(q.reliability == Reliability.RELIABLE for q in qos)
+            kept = self._usual[1] and all(q.durability == Durability.TRANSIENT_LOCAL for q in qos)
+            if (reliable, kept) != self._offers:
+                self._offers = reliable, kept
+                self.destroy()
+                self._subscribe()
+            if self._offers != self._usual:
+                lacking = [
+                    n for n, has, want in zip(("reliable", "transient local"), self._offers, self._usual) if want > has
+                ]
+                troubles.append(
+                    (WARN, f"{self.topic}: QoS mismatch: its publisher does not offer {' and '.join(lacking)}")
+                )
+        return troubles
+
+    def destroy(self) -> None:
+        self._node.destroy_subscription(self._subscription)
+
+    def _subscribe(self) -> None:
+        reliable, kept = self._offers
+        # A quarter of a second's samples; of sound, where each one counts, two seconds'.
+        depth = max(5, math.ceil(self.spec.rate_hz * (2 if self.spec.kind == "audio" else 0.25)))
+        qos = QoSProfile(
+            depth=depth,
+            reliability=Reliability.RELIABLE if reliable else Reliability.BEST_EFFORT,
+            durability=Durability.TRANSIENT_LOCAL if kept else Durability.VOLATILE,
+        )
+        kind = message_class(self._type_name)
+        self._subscription = self._node.create_subscription(kind, self.topic, self._on_message, qos)
+
+    def _on_message(self, msg: Any) -> None:
+        arrival_ns = self._node.get_clock().now().nanoseconds
+        try:
+            sample = from_ros(self.spec, self._type_name, msg, arrival_ns)
+        except SampleError as error:
+            self._refuse(error)
+        else:
+            self._push(sample)
+
+
+def usual_offer(spec: StreamSpec) -> tuple[bool, bool]:
+    """Reliable? Transient local? As the topics of this kind usually are."""
+    return spec.kind in ("audio", "text"), spec.kind == "text"

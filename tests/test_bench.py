@@ -1,0 +1,45 @@
+"""`mm-edge bench` says what a tick costs, and leaves nothing behind."""
+
+import argparse
+import json
+
+import pytest
+from toy_bundle import write_toy_bundle
+
+from mm_edge import preprocess
+from mm_edge.commands import bench
+from mm_edge.preprocess import prepare
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return bench.run(parser.parse_args(arguments))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> str:
+    return str(write_toy_bundle(tmp_path_factory.mktemp("bench") / "toy").path)
+
+
+def test_json_is_the_last_line(toy, capsys):
+    assert run(toy, "--ticks", "20", "--engine", "cpu", "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(result["preprocess_us"]) == {"image_640x480", "imu", "text"}
+    for name in ("tick_ms", "engine_ms"):
+        assert 0 < result[name]["p50"] <= result[name]["p99"]
+    assert result["engine_ms"]["p50"] < result["tick_ms"]["p50"]
+    assert result["overhead"] > 1
+    assert "CPUExecutionProvider" in result["engine"]
+
+
+def test_the_table_names_bundle_and_engine(toy, capsys):
+    assert run(toy, "--ticks", "5", "--engine", "cpu") == 0
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{toy} on onnxruntime")
+    assert [row.split()[0] for row in rows[:3]] == ["tick_ms", "engine_ms", "overhead"]
+
+
+def test_timing_leaves_preprocessing_as_it_was(toy):
+    run(toy, "--ticks", "1", "--engine", "cpu")
+    assert preprocess.prepare is prepare

@@ -1,0 +1,72 @@
+"""The demo as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+
+pytest.importorskip("mujoco", reason="the demo needs the simulator")
+
+
+def start(out, *arguments):
+    command = [sys.executable, "-m", "mm_edge.cli", "demo", "--out", str(out), "--seed", "900001", *arguments]
+    root = Path(__file__).parents[1]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+
+
+def report(demo, out):
+    text, errors = demo.communicate(timeout=120)
+    assert demo.returncode == 0, errors
+    assert cv2.VideoCapture(str(out / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) > 10
+    assert cv2.imread(str(out / "strip.png")).shape[1] == 5 * 320
+    return json.loads(text.splitlines()[-1])
+
+
+def test_one_process(tmp_path):
+    got = report(start(tmp_path, "--no-ros", "--episodes", "1", "--json"), tmp_path)
+    assert got.keys() == {"episodes", "success", "collisions", "action_latency_ms", "engine", "ros"}
+    assert (got["episodes"], got["ros"]) == (1, False)
+    assert 20 < got["action_latency_ms"]["p50"] <= got["action_latency_ms"]["p99"] < 200
+
+
+def test_over_ros(tmp_path):
+    import ros  # noqa: F401 - skips where there is no ROS 2
+
+    got = report(start(tmp_path, "--episodes", "1", "--json"), tmp_path)
+    assert (got["episodes"], got["ros"]) == (1, True)
+    assert 20 < got["action_latency_ms"]["p50"] <= got["action_latency_ms"]["p99"] < 500
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_it_leaves_no_process_behind(tmp_path, sign):
+    import ros  # noqa: F401
+
+    demo = start(tmp_path)
+    children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
+    end = time.monotonic() + 20
+    while len(started := children.read_text().split()) < 4:
+        assert time.monotonic() < end and demo.poll() is None, "the demo starts four nodes"
+    demo.send_signal(sign)
+    demo.communicate(timeout=20)
+    while [pid for pid in started if _alive(pid)]:
+        assert time.monotonic() < end + 20, f"still running: {started}"
+
+
+def _alive(pid):
+    try:  # an orphan that ended may wait, as a zombie, for a reaper that this machine lacks
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_missing_bundle_is_named(tmp_path):
+    demo = start(tmp_path, "--no-ros", "--bundle", str(tmp_path / "nowhere"))
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 1
+    assert f"{os.sep}nowhere{os.sep}manifest.json" in errors and "Traceback" not in errors

@@ -1,0 +1,61 @@
+"""doctor tells what works and how to get the rest, and fails only where the default path does."""
+
+import argparse
+import json
+import sys
+
+import pytest
+from toy_bundle import write_toy_bundle
+
+from mm_edge.commands import doctor
+
+
+@pytest.fixture
+def toy(tmp_path):
+    write_toy_bundle(tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+def consult(capsys, bundle, *arguments):
+    parser = argparse.ArgumentParser()
+    doctor.add_arguments(parser)
+    status = doctor.run(parser.parse_args(["--bundle", str(bundle), *arguments]))
+    return status, capsys.readouterr().out
+
+
+def test_what_it_finds_is_true(capsys, toy):
+    status, out = consult(capsys, toy, "--json")
+    report = json.loads(out)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert (status, report["ok"]) == (0, True)
+    assert checks["python"]["found"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
+    assert "CPUExecutionProvider, reproduces the golden trace" in checks["engine cpu"]["found"]
+    for name, extra in (("viewer", "viewer"), ("microphone", "audio"), ("recording", "record")):
+        assert checks[name]["ok"] or f"mm-edge[{extra}]" in checks[name]["fix"]
+
+
+def test_the_table_ends_with_the_reminder_about_wheels(capsys, toy):
+    _, out = consult(capsys, toy)
+    assert out.splitlines()[-2] == "The default path works: mm-edge demo"
+    assert "wheel time-out" in out.splitlines()[-1]
+
+
+def test_what_the_default_path_needs_fails_it_with_the_line_that_installs_it(capsys, toy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco", None)  # import raises ModuleNotFoundError
+    status, out = consult(capsys, toy)
+    assert status == 1
+    assert "FAIL simulator" in out and "pip install 'mm-edge[sim]'" in out
+
+
+def test_what_it_does_not_need_does_not_fail_it(capsys, toy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rosbags", None)
+    status, out = consult(capsys, toy)
+    assert status == 0
+    assert "pip install 'mm-edge[record]'" in out
+
+
+def test_a_damaged_bundle_is_named(capsys, toy):
+    (toy / "imu.onnx").write_bytes(b"")
+    status, out = consult(capsys, toy)
+    assert status == 1
+    assert "FAIL bundle" in out and "toy/imu.onnx" in out

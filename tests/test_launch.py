@@ -1,0 +1,105 @@
+"""The ROS package as it is installed, its parameter file in real nodes, and its launch files where ROS's launch is."""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ros2_ws" / "src" / "mm_edge_ros"
+NODES = ("edge_node", "watchdog_node", "sim_node", "demo_node")
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    """The package installed, with its programs where ament looks for them."""
+    pytest.importorskip("setuptools", reason="needed to build an ament_python package")
+    folder = tmp_path_factory.mktemp("install")
+    source = shutil.copytree(PACKAGE, folder / "source")  # so that building leaves nothing behind in the checkout
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--prefix", str(folder / "prefix"), str(source)], check=True)
+    (folder / "prefix" / "lib" / "mm_edge_ros").symlink_to(folder / "prefix" / "bin")
+    return folder / "prefix"
+
+
+def test_an_install_has_everything_ament_looks_for(prefix):
+    share = prefix / "share"
+    assert (share / "ament_index/resource_index/packages/mm_edge_ros").is_file()
+    assert {path.name for path in (share / "mm_edge_ros").iterdir()} == {"package.xml", "config", "launch"}
+    for folder, source in (("config", PACKAGE / "config"), ("launch", ROOT / "launch")):
+        for path in source.iterdir():
+            if path.is_file():
+                assert (share / "mm_edge_ros" / folder / path.name).read_bytes() == path.read_bytes()
+    assert {path.name for path in (prefix / "bin").iterdir()} == set(NODES)
+
+
+def test_launch_files_start_programs_that_exist():
+    for path in (ROOT / "launch").glob("*.launch.py"):
+        assert set(re.findall(r'executable="(\w+)"', path.read_text())) <= set(NODES)
+
+
+def test_the_parameter_file_reaches_the_nodes_and_names_only_what_they_know(tmp_path):
+    import ros  # skips where there is no ROS 2
+    from rcl_interfaces.srv import GetParameters
+    from toy_bundle import write_toy_bundle
+
+    write_toy_bundle(tmp_path / "toy")
+    given = yaml.safe_load((ROOT / "launch" / "drive.yaml").read_text())["/**"]
+    given["watchdog_node"]["ros__parameters"]["deadline_ms"] = 170.0
+    given["edge_node"]["ros__parameters"]["image_transport"] = "compressed"
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump({"/**": given}))
+    with ros.ros_graph(tmp_path / "logs") as graph:
+        for node, parameters in given.items():
+            own = {"bundle": tmp_path / "toy"} if node == "edge_node" else {}
+            graph.nodes.start(node, own, {"__ns": "/robot"}, params_file=tmp_path / "given.yaml")
+            wanted = parameters["ros__parameters"]
+            answer = graph.call(GetParameters, f"/robot/{node}/get_parameters", names=[*wanted])
+            kinds = {bool: "bool_value", str: "string_value", float: "double_value"}
+            got = [getattr(value, kinds[type(want)]) for want, value in zip(wanted.values(), answer.values)]
+            assert got == [*wanted.values()]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("launch_ros") is None, reason="ROS's launch is not installed")
+def test_drive_launch_drives_the_robot_it_is_told_about(prefix, tmp_path):
+    import ros
+    from geometry_msgs.msg import TwistStamped
+    from test_ros import Robot
+    from toy_bundle import write_toy_bundle
+
+    write_toy_bundle(tmp_path / "toy")
+    code = """if True:
+        import sys
+        from launch import LaunchDescription, LaunchService
+        from launch.actions import IncludeLaunchDescription
+        from launch.launch_description_sources import AnyLaunchDescriptionSource
+        arguments = [argument.split(":=") for argument in sys.argv[2:]]
+        source = AnyLaunchDescriptionSource(sys.argv[1])
+        service = LaunchService()
+        service.include_launch_description(
+            LaunchDescription([IncludeLaunchDescription(source, launch_arguments=arguments)])
+        )
+        sys.exit(service.run())"""
+    with ros.ros_graph(tmp_path / "logs") as graph:
+        path = os.pathsep.join([str(prefix), graph.nodes.env["AMENT_PREFIX_PATH"]])
+        arguments = [f"bundle:={tmp_path}/toy", "namespace:=robot", "imu:=/body/imu", "cmd_vel:=/base/cmd_vel"]
+        launched = subprocess.Popen(
+            [sys.executable, "-c", code, str(prefix / "share/mm_edge_ros/launch/drive.launch.py"), *arguments],
+            env={**graph.nodes.env, "AMENT_PREFIX_PATH": path},
+            cwd=tmp_path,  # not the checkout, whose folder `launch` hides ROS's
+            start_new_session=True,
+        )
+        try:
+            robot, wheels = Robot(graph, "/robot", imu="/body/imu"), graph.subscribe(TwistStamped, "/base/cmd_vel")
+            graph.wait(lambda: robot.acts(about=1.4), "action")
+            graph.wait(lambda: any(msg.twist.linear.x > 0 for msg in wheels), "cmd_vel")
+            assert graph.wait(robot.output, "output").mask == {"camera": True, "imu": True, "text": True}
+        finally:
+            os.killpg(launched.pid, signal.SIGINT)  # as Ctrl-C in a terminal reaches them all
+            assert launched.wait(15) == 0

@@ -1,0 +1,87 @@
+"""What the overlay shows can be found again in its pixels."""
+
+import cv2
+import numpy as np
+import pytest
+
+from mm_edge.clip import Clip
+from mm_edge.overlay import BAD, BAR, GOOD, draw
+from mm_edge.types import Action, Attention, Output
+
+ACTION = Action(("linear_x", "angular_z"), np.float32([[0.4, 0.8]]), 0.1)
+
+
+def output(**kwargs):
+    mask, ages = {"camera": True, "scan": False}, {"camera": 0.04, "scan": float("inf")}
+    return Output(0, {}, mask, ages, **kwargs)
+
+
+def near(picture, colour):
+    """Pixels of about that colour: (n, 2), row and column."""
+    return np.argwhere(np.abs(picture.astype(int) - colour).max(axis=2) < 12)
+
+
+def test_small_frames_are_enlarged_and_stay_as_they_were():
+    rgb = np.full((96, 128, 3), 90, np.uint8)
+    picture = draw(rgb, output(action=ACTION))
+    assert picture.shape == (480 + BAR, 640, 3) and picture.dtype == np.uint8
+    assert (rgb == 90).all()
+
+
+@pytest.mark.parametrize("shape", [(97, 131), (480, 640), (721, 1283)])
+def test_sides_are_even_as_video_wants_them(shape):
+    picture = draw(np.zeros((*shape, 3), np.uint8), output())
+    assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (5, 9), (11, 15)])
+def test_the_heat_glows_where_the_model_looked(cell):
+    rgb = np.full((480, 640, 3), 90, np.uint8)
+    weights = np.full((12, 16), 0.5 / 192, np.float32)
+    weights[cell] += 0.5
+    plain, heated = draw(rgb, output()), draw(rgb, output(attention=(Attention("camera", 0, weights),)))
+    change = np.abs(heated[:480].astype(int) - plain[:480]).sum(axis=2)
+    row, column = np.unravel_index(change.argmax(), change.shape)
+    assert (row // 40, column // 40) == cell
+
+
+def test_even_attention_leaves_the_frame_as_it_is():
+    rgb = np.full((480, 640, 3), 90, np.uint8)
+    even = Attention("camera", 0, np.full((12, 16), 1 / 192, np.float32))
+    assert np.array_equal(draw(rgb, output(attention=(even,))), draw(rgb, output()))
+
+
+def test_the_arrow_bends_the_way_the_robot_turns():
+    rgb = np.zeros((480, 640, 3), np.uint8)
+    left = near(draw(rgb, output(action=ACTION))[:440], GOOD)
+    right = near(draw(rgb, output(action=Action(ACTION.names, ACTION.values * (1, -1), 0.1)))[:440], GOOD)
+    assert left[:, 1].mean() < 310 and right[:, 1].mean() > 330
+
+
+def test_a_missing_stream_is_red_and_a_present_one_green():
+    bar = draw(np.zeros((480, 640, 3), np.uint8), output(action=ACTION))[480:]
+    assert len(near(bar[:, :320], GOOD)) and not len(near(bar[:, :320], BAD))
+    assert len(near(bar[:, 320:], BAD)) and not len(near(bar[:, 320:], GOOD))
+
+
+def test_without_an_action_the_reason_is_written():
+    rgb = np.zeros((480, 640, 3), np.uint8)
+    assert len(near(draw(rgb, output(reasons=("camera stale 412 ms > 300 ms",)))[:480], BAD)) > 50
+    assert not len(near(draw(rgb, output(action=ACTION))[:480], BAD))
+
+
+def test_a_clip_can_be_played_and_its_strip_has_a_row_an_episode(tmp_path):
+    clip = Clip(tmp_path / "new")
+    for i in range(150):
+        clip.add(np.full((96, 128, 3), i, np.uint8), episode=i // 100)
+    video, strip = clip.close()
+    player = cv2.VideoCapture(str(video))
+    assert player.get(cv2.CAP_PROP_FRAME_COUNT) == 150
+    picture = cv2.imread(str(strip))
+    assert picture.shape == (2 * 240, 5 * 320, 3)
+    middles = picture[120::240, 160::320, 0].astype(int)
+    assert np.abs(middles - [[0, 25, 50, 74, 98], [100, 112, 124, 137, 149]]).max() <= 2
+
+
+def test_no_frames_no_files(tmp_path):
+    assert Clip(tmp_path).close() == []

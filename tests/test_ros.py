@@ -1,0 +1,342 @@
+"""The nodes as processes, over real DDS: sensors in, actions out, and what happens when something goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import ros  # skips this file where there is no ROS 2
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import TwistStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import Parameter, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, Imu
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+from toy_bundle import files, manifest, write_toy_bundle
+
+from mm_edge.bundle import write_bundle
+from mm_edge.messages import to_ros
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+BEST_EFFORT = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+GREY = 102  # brightness 0.4
+WARN, ERROR = b"\x01", b"\x02"
+
+
+@pytest.fixture
+def graph(tmp_path):
+    with ros.ros_graph(tmp_path / "logs") as graph:
+        yield graph
+
+
+@pytest.fixture
+def toy(tmp_path):
+    write_toy_bundle(tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+class Robot:
+    """The toy bundle's senses, published at 20 Hz while this process waits, and what comes of them."""
+
+    def __init__(self, graph, namespace="", grey=GREY, compressed=False, text_qos=LATCHED, imu="", clock=time.time_ns):
+        self.clock, self.compressed = clock, compressed
+        self.image = Image()
+        to_ros("image", self.image, 0, np.full((48, 64, 3), grey, np.uint8))
+        kind, topic = (CompressedImage, "image/compressed") if compressed else (Image, "image")
+        self.camera = graph.node.create_publisher(kind, f"{namespace}/{topic}", BEST_EFFORT)
+        self.imu = graph.node.create_publisher(Imu, imu or f"{namespace}/imu", BEST_EFFORT)
+        self.text = graph.node.create_publisher(String, f"{namespace}/command_text", text_qos)
+        self.text.publish(String(data="go"))
+        self.outputs = graph.subscribe(String, f"{namespace}/edge/output")
+        self.wheels = graph.subscribe(TwistStamped, f"{namespace}/cmd_vel")
+        self.diagnostics = graph.subscribe(DiagnosticArray, "/diagnostics")
+        self.timer = graph.node.create_timer(0.05, self.feed)
+
+    def feed(self):
+        imu = Imu()
+        to_ros("imu", imu, self.clock(), np.zeros(6, np.float32))
+        self.imu.publish(imu)
+        self.image.header.stamp = imu.header.stamp
+        if self.compressed:
+            image = CompressedImage(header=self.image.header, format="png")
+            image.data = cv2.imencode(".png", np.asarray(self.image.data).reshape(48, 64, 3))[1].tobytes()
+            self.camera.publish(image)
+        else:
+            self.camera.publish(self.image)
+
+    def output(self):
+        return SimpleNamespace(**json.loads(self.outputs[-1].data)) if self.outputs else None
+
+    def acts(self, about=None):
+        """Has it acted since it was last asked, and if given, with a first value near `about`?"""
+        actions = [json.loads(msg.data)["action"] for msg in self.outputs]
+        self.outputs.clear()
+        values = [action["values"][0][0] for action in actions if action]
+        return values if about is None else [v for v in values if abs(v - about) < 0.02]
+
+    def says(self, name, words):
+        """The latest diagnostic status of `name` that holds `words`, if there was one."""
+        for msg in reversed(self.diagnostics):
+            for status in msg.status:
+                if status.name.endswith(name) and words in status.message:
+                    return SimpleNamespace(level=status.level, **{pair.key: pair.value for pair in status.values})
+        return None
+
+
+def moving(robot):
+    return [msg for msg in robot.wheels if msg.twist.linear.x > 0]
+
+
+def test_samples_become_actions_and_the_node_ends_cleanly(graph, toy):
+    edge, dog = graph.nodes.start("edge_node", {"bundle": toy}), graph.nodes.start("watchdog_node")
+    robot = Robot(graph)
+    # The toy settles at text 1 + brightness 0.4 x text 1; the watchdog knows the robot's limit of 0.6 m/s.
+    graph.wait(lambda: robot.acts(about=1.4), "action")
+    graph.wait(lambda: moving(robot), "cmd_vel")
+    assert max(msg.twist.linear.x for msg in robot.wheels) == pytest.approx(0.6)
+    output = graph.wait(robot.output, "output")
+    assert output.mask == {"camera": True, "imu": True, "text": True}
+    assert output.ages_s["camera"] < 0.15
+    model = graph.wait(lambda: robot.says("edge_node: model", "acting"), "diagnostics")
+    assert "onnxruntime" in model.engine and 0 < float(model.latency_p50_ms) < 100
+    for child, sign in ((edge, signal.SIGINT), (dog, signal.SIGTERM)):
+        child.send_signal(sign)
+        assert child.wait(3) == 0
+
+
+def test_bad_messages_are_refused_by_name_and_the_node_goes_on(graph, toy):
+    graph.nodes.start("edge_node", {"bundle": toy})
+    robot = Robot(graph)
+    graph.wait(robot.acts, "action")
+
+    def stamped(seconds=0.0, **fields):
+        msg = Image(height=2, width=2, step=6, encoding="rgb8", data=bytes(12))
+        msg.header.stamp.sec, msg.header.stamp.nanosec = divmod(time.time_ns() + int(seconds * 1e9), 10**9)
+        for name, value in fields.items():
+            setattr(msg, name, value)
+        return msg
+
+    unstamped = stamped()
+    unstamped.header.stamp.sec = unstamped.header.stamp.nanosec = 0
+    nan = Imu()
+    to_ros("imu", nan, time.time_ns(), np.full(6, np.nan, np.float32))
+    camera, text = robot.camera, robot.text
+    for refused in [  # at once what does not share a stream, since a report tells the last reason of each
+        [
+            (camera, "camera", stamped(encoding="bayer_rggb8"), "'bayer_rggb8'"),
+            (robot.imu, "imu", nan, "imu: expected finite values"),
+            (text, "text", String(data="make tea"), "unknown ['make', 'tea']"),
+        ],
+        [(camera, "camera", stamped(height=0, width=0, data=b""), "image of 0 x 0")],
+        [(camera, "camera", stamped(data=bytes(5)), "12 together, got 5 bytes")],
+        [(camera, "camera", unstamped, "expected a stamp, got 0")],
+    ]:
+        for publisher, _, msg, _ in refused:
+            publisher.publish(msg)
+        for _, stream, _, reason in refused:
+            status = graph.wait(lambda s=stream, r=reason: robot.says(f"edge_node: {s}", r), f"refusal: {reason}")
+            assert int(status.refused) > 0 and status.level in (WARN, ERROR)
+    for _ in range(3):
+        robot.camera.publish(stamped(seconds=60.0))
+    graph.wait(lambda: [s for m in robot.diagnostics for s in m.status for p in s.values if p.key == "future"], "count")
+    robot.outputs.clear()
+    graph.wait(lambda: robot.acts(about=1.4), "action after all that")
+
+
+def test_the_watchdog_stops_the_wheels_when_the_model_is_killed_and_drives_on_with_the_next(graph, toy):
+    graph.nodes.start("edge_node", {"bundle": toy})
+    graph.nodes.start("watchdog_node", {"deadline_ms": 150.0})
+    robot = Robot(graph)
+    graph.wait(lambda: len(moving(robot)) > 5, "cmd_vel")
+    graph.nodes.stop("edge_node", sign=signal.SIGKILL)
+    graph.wait(lambda: not robot.wheels[-1].twist.linear.x, "stop")
+    stamps = [msg.header.stamp.sec + msg.header.stamp.nanosec * 1e-9 for msg in robot.wheels]
+    last = robot.wheels.index(moving(robot)[-1])
+    assert 0.145 < stamps[last + 1] - stamps[last] < 0.3  # the deadline, and some room for a busy machine
+    del robot.wheels[:]
+    graph.nodes.start("edge_node", {"bundle": toy})
+    graph.wait(lambda: moving(robot), "cmd_vel from the new process, without a reset")
+
+
+def test_simulated_time_that_stands_still_stops_the_wheels(graph, toy):
+    graph.nodes.start("edge_node", {"bundle": toy, "use_sim_time": True})
+    graph.nodes.start("watchdog_node", {"use_sim_time": True})
+    start_ns, clock = time.monotonic_ns() - 1000 * 10**9, graph.node.create_publisher(Clock, "/clock", 1)
+
+    def now_ns():
+        return time.monotonic_ns() - start_ns
+
+    def tell():
+        msg = Clock()
+        msg.clock.sec, msg.clock.nanosec = divmod(now_ns(), 10**9)
+        clock.publish(msg)
+
+    timer, robot = graph.node.create_timer(0.01, tell), Robot(graph, clock=now_ns)
+    graph.wait(lambda: moving(robot), "cmd_vel")
+    assert 1000 < robot.wheels[-1].header.stamp.sec < 1100
+    timer.destroy()
+    graph.wait(lambda: not robot.wheels[-1].twist.linear.x, "stop", seconds=2)
+
+
+def test_two_sources_at_once_stop_the_wheels_until_reset(graph):
+    graph.nodes.start("watchdog_node")
+    wheels, publishers = graph.subscribe(TwistStamped, "cmd_vel"), []
+
+    def send():
+        for publisher in publishers:
+            msg = TwistStamped()
+            msg.header.stamp = graph.node.get_clock().now().to_msg()
+            msg.twist.linear.x = 0.25
+            publisher.publish(msg)
+
+    graph.node.create_timer(0.05, send)
+    publishers.append(graph.node.create_publisher(TwistStamped, "cmd_vel_raw", 1))
+    graph.wait(lambda: wheels and wheels[-1].twist.linear.x == 0.25, "cmd_vel")
+    publishers.append(graph.node.create_publisher(TwistStamped, "cmd_vel_raw", 1))
+    graph.wait(lambda: not wheels[-1].twist.linear.x, "stop")
+    publishers.pop()
+    del wheels[:]
+    graph.wait(lambda: len(wheels) > 20, "cmd_vel")
+    assert not any(msg.twist.linear.x for msg in wheels), "it drove on without a reset"
+    answer = graph.call(Trigger, "watchdog_node/reset")
+    assert answer.success and "two sources at the same time" in answer.message
+    graph.wait(lambda: wheels[-1].twist.linear.x == 0.25, "cmd_vel after the reset")
+
+
+def test_a_publisher_that_offers_less_is_followed_and_reported(graph, toy):
+    graph.nodes.start("edge_node", {"bundle": toy})
+    robot = Robot(graph, text_qos=BEST_EFFORT)
+    status = graph.wait(lambda: robot.says("edge_node: text", "QoS mismatch"), "diagnostics")
+    assert status.level in (WARN, ERROR)
+    robot.text.publish(String(data="go"))
+    graph.wait(lambda: robot.acts(about=1.4), "action: the text must have arrived")
+
+
+def test_disabled_it_says_so_and_moves_nothing(graph, toy):
+    graph.nodes.start("edge_node", {"bundle": toy})
+    robot, raw = Robot(graph), graph.subscribe(TwistStamped, "cmd_vel_raw")
+    graph.wait(lambda: raw, "action")
+    graph.call(SetBool, "edge_node/enable", data=False)
+    robot.outputs.clear()
+    del raw[:]
+    graph.wait(lambda: len(robot.outputs) > 5, "output")
+    assert not raw and robot.output().reasons == ["disabled by ~/enable"]
+    graph.call(SetBool, "edge_node/enable", data=True)
+    # Enabled, it remembers nothing: the text must be said again.
+    graph.wait(lambda: "text never seen" in robot.output().reasons, "reason")
+    robot.text.publish(String(data="go"))
+    graph.wait(lambda: raw, "action")
+
+
+def test_a_bundle_is_swapped_by_cleanup_and_configure(graph, toy, tmp_path):
+    slow = manifest()
+    slow["outputs"]["action"]["max"] = [0.25, 2]
+    write_bundle(tmp_path / "slow", slow, files())
+    (tmp_path / "broken").mkdir()
+    graph.nodes.start("edge_node", {"bundle": toy})
+    robot = Robot(graph)
+
+    def change(transition):
+        return graph.call(ChangeState, "edge_node/change_state", transition=Transition(id=transition)).success
+
+    def choose(bundle):
+        value = Parameter(name="bundle", value=ParameterValue(type=4, string_value=str(bundle)))
+        assert graph.call(SetParameters, "edge_node/set_parameters", parameters=[value]).results[0].successful
+
+    graph.wait(lambda: robot.acts(about=1.4), "action")
+    choose(tmp_path / "broken")
+    assert change(Transition.TRANSITION_DEACTIVATE) and change(Transition.TRANSITION_CLEANUP)
+    assert not change(Transition.TRANSITION_CONFIGURE)
+    assert graph.wait(lambda: robot.says("edge_node: model", "broken/manifest.json"), "diagnostics").level == ERROR
+    choose(tmp_path / "slow")
+    assert change(Transition.TRANSITION_CONFIGURE) and change(Transition.TRANSITION_ACTIVATE)
+    graph.wait(lambda: robot.acts(about=0.25), "action of the other bundle")
+
+
+def test_a_damaged_bundle_ends_the_node_by_its_files_name(graph, toy):
+    (toy / "camera.onnx").write_bytes(b"not what it was")
+    edge = graph.nodes.start("edge_node", {"bundle": toy})
+    assert edge.wait(10) == 1
+    assert "toy/camera.onnx" in graph.nodes.log("edge_node").read_text()
+
+
+def test_two_robots_in_namespaces_one_of_them_with_compressed_images(graph, toy):
+    one, two = {"bundle": toy}, {"bundle": toy, "image_transport": "compressed"}
+    graph.nodes.start("edge_node", one, {"__ns": "/one"}, name="one")
+    graph.nodes.start("edge_node", two, {"__ns": "/two", "image": "/two/front"}, name="two")
+    first, second = Robot(graph, "/one", grey=51), Robot(graph, "/two", grey=204, compressed=True)
+    second.camera = graph.node.create_publisher(CompressedImage, "/two/front/compressed", BEST_EFFORT)
+    graph.wait(lambda: first.acts(about=1.2), "action of the first")
+    graph.wait(lambda: second.acts(about=1.8), "action of the second")
+
+
+def test_vga_frames_at_30_hz_arrive(graph, toy):
+    graph.nodes.start("edge_node", {"bundle": toy})
+    robot = Robot(graph)
+    to_ros("image", robot.image, 0, np.full((480, 640, 3), GREY, np.uint8))
+    graph.wait(robot.acts, "action")
+    robot.timer.destroy()
+
+    def admitted():
+        status = robot.says("edge_node: camera", "")
+        return int(getattr(status, "admitted", 0))
+
+    silent_s = time.monotonic() + 1.2  # a report later, nothing is on its way
+    graph.wait(lambda: time.monotonic() > silent_s and admitted(), "count of the frames so far")
+    before, sent = admitted(), []
+    robot.timer = graph.node.create_timer(1 / 30, lambda: len(sent) < 90 and sent.append(robot.feed()))
+    graph.wait(lambda: admitted() - before >= 0.95 * 90, "report of 95 % of 90 frames")
+
+
+def test_all_senses_of_the_simulator_reach_the_shipped_model_and_it_drives(graph):
+    for node in ("edge_node", "watchdog_node"):
+        graph.nodes.start(node)
+    graph.nodes.start("sim_node", {"seed": 3})
+    events = graph.subscribe(String, "episode")
+    outputs, overlay = graph.subscribe(String, "edge/output"), graph.subscribe(Image, "edge/overlay", BEST_EFFORT)
+
+    def complete():
+        output = json.loads(outputs[-1].data) if outputs else {}
+        return output.get("action") and all(output["mask"].values()) and output
+
+    output = graph.wait(complete, "output of all senses")
+    assert set(output["mask"]) == {"camera", "scan", "imu", "audio", "text"}
+    graph.wait(lambda: any(json.loads(e.data).get("speed_mps", 0) > 0.05 for e in events), "motion")
+    assert graph.wait(lambda: overlay, "overlay")[-1].width == 640
+
+
+def test_nodes_die_with_whoever_started_them(tmp_path):
+    code = """if True:
+        import sys, time
+        from pathlib import Path
+        from mm_edge.commands.ros import Nodes, find_ros
+        nodes = Nodes(find_ros(), 101, Path(sys.argv[1]))
+        print(nodes.start("watchdog_node").pid, flush=True)
+        time.sleep(60)"""
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 10
+    while _alive(child):
+        assert time.monotonic() < end, "the node outlived its parent"
+
+
+def _alive(pid):
+    try:  # an orphan that ended may wait, as a zombie, for a reaper that this machine lacks
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,151 @@
+"""The watchdog forwards or stops. Time is in milliseconds here; the deadline is 150 ms, three valid actions clear."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mm_edge.watchdog import Watchdog
+
+MS = 1_000_000
+GO = (0.4, 1.0)
+
+
+def make(**kwargs):
+    return Watchdog(low=(-0.2, -1.8), high=(0.6, 1.8), deadline_ms=150, clear_after=3, **kwargs)
+
+
+def act(dog, t_ms, values=GO, source="model", age_ms=0.0, ros_offset_ms=10**9):
+    """An action sent `age_ms` ago, heard at `t_ms`. The ROS clock is far from the steady one, as on a robot."""
+    now_ros_ns = round((t_ms + ros_offset_ms) * MS)
+    return dog.on_action(source, now_ros_ns - round(age_ms * MS), np.array(values), round(t_ms * MS), now_ros_ns)
+
+
+def running(at_ms=200):
+    dog = make()
+    for t_ms in (at_ms - 133, at_ms - 67, at_ms):
+        command = act(dog, t_ms)
+    assert command.tolist() == list(GO) and dog.reason is None
+    return dog
+
+
+def test_starts_stopped_and_drives_after_three_valid_actions():
+    dog = make()
+    assert dog.check(0) and dog.reason == "no action yet"
+    assert act(dog, 0) is None
+    assert act(dog, 67) is None
+    assert dog.reason == "2 valid actions of 3 before driving on"
+    assert act(dog, 133).tolist() == [0.4, 1.0]
+    assert not dog.check(134 * MS)
+
+
+def test_silence_stops_at_the_deadline_and_clears_by_itself():
+    dog = running(at_ms=200)
+    assert not dog.check(349 * MS)
+    assert dog.check(350 * MS)
+    assert dog.reason == "no valid action for 150 ms, 150 ms allowed"
+    assert [act(dog, t) is None for t in (400, 467, 533)] == [True, True, False]
+
+
+def test_actions_too_far_apart_never_clear():
+    dog = make()
+    assert all(act(dog, t) is None for t in range(0, 3000, 150))
+
+
+def test_an_old_action_is_not_forwarded_and_does_not_feed_the_watchdog():
+    dog = running(at_ms=200)
+    assert act(dog, 250, age_ms=149) is not None
+    assert act(dog, 300, age_ms=150) is None
+    assert dog.check(400 * MS)
+    assert act(dog, 410, age_ms=200) is None
+    assert dog.reason == "the last action was 200 ms old, 150 ms allowed"
+
+
+@pytest.mark.parametrize(
+    "fault, reason",
+    [
+        ({"values": (np.nan, 0)}, "action not finite: [nan  0.] from model"),
+        ({"values": (0, -np.inf)}, "action not finite: [  0. -inf] from model"),
+        ({"age_ms": -51}, "action of model stamped 51 ms in the future"),
+        ({"source": "other"}, "two sources at the same time: model and other"),
+    ],
+)
+def test_a_fault_stops_at_once_until_reset(fault, reason):
+    dog = running(at_ms=200)
+    assert act(dog, 250, **fault).tolist() == [0, 0]
+    assert dog.latched and dog.reason == reason
+    assert all(act(dog, t).tolist() == [0, 0] for t in range(300, 2000, 67)), "valid actions do not clear a fault"
+    assert dog.reason == reason
+    dog.reset()
+    assert not dog.latched
+    assert [act(dog, t) is None for t in (2000, 2067, 2133)] == [True, True, False]
+
+
+def test_a_clock_a_little_ahead_is_no_fault():
+    assert act(running(at_ms=200), 250, age_ms=-50) is not None
+
+
+def test_a_respawned_source_takes_over_once_the_old_one_fell_silent():
+    dog = running(at_ms=200)
+    assert act(dog, 350, source="model again") is None
+    assert not dog.latched
+    assert act(dog, 400, source="model again") is None
+    assert act(dog, 450, source="model again").tolist() == list(GO)
+
+
+def test_a_source_that_only_sends_rubbish_still_counts_as_sending():
+    dog = running(at_ms=200)
+    for t in range(250, 1000, 50):
+        act(dog, t, age_ms=500)
+    act(dog, 1010, source="other")
+    assert dog.reason == "two sources at the same time: model and other"
+
+
+def test_limits_clip():
+    dog = running(at_ms=200)
+    assert act(dog, 250, values=(5.0, -9.0)).tolist() == [0.6, -1.8]
+
+
+def test_a_ros_clock_that_stands_still_stops_the_wheels():
+    dog = running(at_ms=200)
+    assert act(dog, 250).tolist() == list(GO)
+    assert all(act(dog, t, ros_offset_ms=10**9 + 250 - t) is None for t in range(260, 600, 20))
+    assert dog.reason == "two actions with the same stamp: does the ROS clock stand still?"
+    assert not dog.latched
+    assert [act(dog, t) is None for t in (600, 667, 733)] == [True, True, False]
+
+
+def test_a_ros_clock_that_jumps_back_is_followed():
+    dog = running(at_ms=200)
+    assert act(dog, 250, ros_offset_ms=0).tolist() == list(GO)
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from([1.0, 30.0, 66.7, 66.7, 149.0, 151.0, 400.0]),  # ms since the last event
+        st.sampled_from([GO, (np.nan, 0.0), (0.1, np.inf), (9.0, -9.0)]),
+        st.sampled_from(["a", "a", "a", "b"]),
+        st.sampled_from([-51.0, -49.0, 0.0, 0.0, 5.0, 149.0, 151.0]),  # age, ms
+    ),
+    max_size=60,
+)
+
+
+@given(EVENTS)
+def test_whatever_comes_what_is_forwarded_is_valid_and_not_late(events):
+    dog, t, forwarded = make(), 0.0, 0
+    for gap, values, source, age_ms in events:
+        t += gap
+        was_latched = dog.latched
+        command = act(dog, t, values, source, age_ms)
+        if command is not None and dog.reason is None:
+            forwarded += 1
+            assert np.isfinite(command).all() and -50 <= age_ms < 150 and not was_latched
+            assert (command >= [-0.2, -1.8]).all() and (command <= [0.6, 1.8]).all()
+        else:
+            assert command is None or not command.any()
+        assert deepcopy(dog).check(round(t * MS) + 150 * MS)
+    assert dog.counts["forwarded"] == forwarded
+    assert sum(dog.counts.values()) == len(events)
