@@ -84,6 +84,7 @@ class World:
         self._touching: set[int] = set()
         self.alarm = Alarm(*self.room.alarm_s) if self.room.alarm_s else None
         self.steps = 0
+        self.time_limit_s = TIME_LIMIT_S
         for _ in range(40):
             mujoco.mj_step(self.model, self.data)  # settle on the wheels
 
@@ -142,7 +143,7 @@ class World:
         nearest = int(np.argmin(distances))
         if distances[nearest] < REACH_M:
             return "success" if nearest == self.room.target else "wrong"
-        return "timeout" if self.t_s >= TIME_LIMIT_S else None
+        return "timeout" if self.t_s >= self.time_limit_s else None
 
     def _shove(self, yaw: float) -> None:
         self.data.xfrc_applied[self.base] = 0

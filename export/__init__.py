@@ -1,0 +1,1 @@
+"""From a training checkpoint to what a robot runs: ONNX parts in a bundle, and TensorRT engines."""

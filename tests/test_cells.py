@@ -1,0 +1,82 @@
+"""Liquid and spiking cells against their equations."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+from training.cells import LIF, CfC, CfCParameters, LIFParameters, cfc_step, lif_step, spike
+
+
+def column(*values: float) -> "torch.Tensor":
+    return torch.tensor(values)[:, None]
+
+
+def test_lif_by_hand():
+    p = LIFParameters(tau=torch.tensor([0.1]))
+    spikes, v = lif_step(column(2.0), column(0.0), column(0.05), p)
+    charged = 2.0 * (1 - math.exp(-0.5))
+    assert (spikes.item(), v.item()) == (0.0, pytest.approx(charged))
+    spikes, v = lif_step(column(2.0), v, column(0.05), p)
+    charged = charged * math.exp(-0.5) + 2.0 * (1 - math.exp(-0.5))
+    assert (spikes.item(), v.item()) == (1.0, pytest.approx(charged - 1.0))  # soft reset
+
+
+def test_lif_of_a_constant_current_does_not_depend_on_how_time_is_cut():
+    p = LIFParameters(tau=torch.tensor([0.1]))
+    _, once = lif_step(column(0.9), column(0.2), column(0.08), p)
+    _, half = lif_step(column(0.9), column(0.2), column(0.03), p)
+    _, twice = lif_step(column(0.9), half, column(0.05), p)
+    torch.testing.assert_close(once, twice)
+
+
+def test_a_spikes_gradient_is_a_bump_around_the_threshold():
+    x = torch.tensor([-3.0, 0.0, 3.0], requires_grad=True)
+    spike(x).sum().backward()
+    assert x.grad.tolist() == pytest.approx([1 / (1 + (1.5 * math.pi) ** 2), 1.0, 1 / (1 + (1.5 * math.pi) ** 2)])
+    assert spike(torch.tensor([-0.1, 0.0])).tolist() == [0.0, 1.0]
+
+
+def test_cfc_by_hand():
+    p = CfCParameters(w_in=torch.zeros(4, 1), w_rec=torch.zeros(4, 1), bias=torch.zeros(4), period_s=0.1)
+    gates = torch.tensor([[0.5, -1.0, 2.0, 0.3]])
+    h = cfc_step(gates, column(0.0), column(0.05), p)
+    s = 1 / (1 + math.exp(-(2.0 * 0.5 + 0.3)))
+    assert h.item() == pytest.approx(math.tanh(0.5) * (1 - s) + math.tanh(-1.0) * s)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])  # 4 = units: where a dt of the wrong shape would go unnoticed
+def test_every_member_of_a_batch_has_its_own_dt(batch):
+    torch.manual_seed(0)
+    cell = CfC(inputs=2, units=4, period_s=0.1)
+    x, h, dt = torch.randn(batch, 2), torch.randn(batch, 4), torch.rand(batch, 1)
+    together = cell.step(x, h, dt)
+    alone = torch.cat([cell.step(x[i : i + 1], h[i : i + 1], dt[i : i + 1]) for i in range(batch)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_time_matters_to_both():
+    torch.manual_seed(0)
+    x = torch.randn(1, 4)
+    for cell in (LIF(4, tau_s=0.05), CfC(4, 4, period_s=0.1)):
+        short, long = (cell.step(x, torch.full((1, 4), 0.3), column(dt))[-1] for dt in (0.02, 0.2))
+        assert not torch.allclose(short, long)
+
+
+def test_a_scan_is_the_steps_one_after_another_with_padding_and_resets():
+    torch.manual_seed(0)
+    x, dt = torch.randn(2, 5, 4), torch.rand(2, 5, 1)
+    keep, reset = torch.ones(2, 5, 1, dtype=torch.bool), torch.zeros(2, 5, 1, dtype=torch.bool)
+    keep[1, 3:], reset[0, 2] = False, True
+    for cell in (LIF(4, tau_s=0.05), CfC(4, 4, period_s=0.1)):
+        with torch.no_grad():
+            out, last = cell.scan(x, torch.zeros(2, 4), dt, keep, reset)
+            for b, steps in ((0, 5), (1, 3)):
+                state = torch.zeros(1, 4)
+                for t in range(steps):
+                    state = torch.zeros(1, 4) if reset[b, t] else state
+                    result = cell.step(x[b : b + 1, t], state, dt[b : b + 1, t])
+                    y, state = result if isinstance(result, tuple) else (result, result)
+                    torch.testing.assert_close(out[b : b + 1, t], y)
+                torch.testing.assert_close(last[b : b + 1], state)

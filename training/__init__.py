@@ -1,0 +1,1 @@
+"""Training: torch models, tables of irregular time, the one loop, evaluation."""

@@ -1,0 +1,139 @@
+"""Chunks of episodes as padded batches.
+
+Each of B lanes plays one episode after another, T ticks at a time; the model's state is carried along, so that a chunk
+begins with what the robot would have remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.tables import Tables
+
+
+@dataclass
+class StepBatch:
+    """One stream's steps in a chunk: N in all, at most S in a lane."""
+
+    x: Tensor  # (N, *spec.shape)
+    where: Tensor  # int64 (N, 2): lane, slot
+    tick: Tensor  # int64 (N,): the chunk's tick on which it stepped
+    text_at: Tensor  # int64 (N,): the text's steps by then
+    dt: Tensor  # (B, S, 1) seconds
+    keep: Tensor  # bool (B, S, 1): a step, not padding
+    reset: Tensor  # bool (B, S, 1)
+    at: Tensor  # int64 (B, T): how many of the chunk's steps had been taken by each tick
+
+
+@dataclass
+class Batch:
+    """B lanes, T ticks, M streams."""
+
+    steps: dict[str, StepBatch]
+    mask: Tensor  # (B, T, M)
+    age: Tensor  # (B, T, M) seconds
+    dt: Tensor  # (B, T, 1) seconds
+    reset: Tensor  # bool (B, T, 1)
+    valid: Tensor  # bool (B, T, 1): a tick, not padding
+    start: Tensor  # bool (B,): the lane begins anew
+    labels: dict[str, Tensor]  # (B, T, ...)
+
+
+class Lanes:
+    """An endless supply of batches; `state_dict` makes resuming exact.
+
+    Args:
+        forget: how often a lane starts its chunk from zero state, as a robot does after a reset.
+    """
+
+    def __init__(
+        self, episodes: Sequence[Tables], lanes: int, ticks: int, seed: int, forget: float = 0.05, text: str = "text"
+    ):
+        self._episodes, self._ticks, self._forget, self._text = episodes, ticks, forget, text
+        self._rng = np.random.default_rng(seed)
+        self._order: list[int] = []
+        self._lanes = [[self._next_episode(), 0] for _ in range(lanes)]
+        for lane in self._lanes:  # not all at the begin of an episode at once
+            lane[1] = int(self._rng.integers(0, max(1, len(episodes[lane[0]]) - ticks // 2)))
+        self._started = [True] * lanes
+
+    def next(self) -> Batch:
+        chunks, start = [], []
+        for i, lane in enumerate(self._lanes):
+            episode, begin = lane
+            end = min(begin + self._ticks, len(self._episodes[episode]))
+            chunks.append((self._episodes[episode], begin, end))
+            start.append(self._started[i] or self._rng.random() < self._forget)
+            lane[1], self._started[i] = end, False
+            if end >= len(self._episodes[episode]):
+                lane[:] = [self._next_episode(), 0]
+                self._started[i] = True
+        return make_batch(chunks, start, self._ticks, self._text)
+
+    def _next_episode(self) -> int:
+        if not self._order:
+            self._order = self._rng.permutation(len(self._episodes)).tolist()
+        return self._order.pop()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rng": self._rng.bit_generator.state, "order": self._order, "lanes": self._lanes, "started": self._started,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state["rng"]
+        self._order, self._lanes, self._started = state["order"], state["lanes"], state["started"]
+
+
+def make_batch(chunks: Sequence[tuple[Tables, int, int]], start: Sequence[bool], ticks: int, text: str) -> Batch:
+    """`chunks`: for each lane its episode and the ticks [begin, end) of it, at most `ticks` many."""
+    streams = list(chunks[0][0].steps)
+    b, t, m = len(chunks), ticks, len(streams)
+    mask, age = np.zeros((b, t, m), np.float32), np.zeros((b, t, m), np.float32)
+    dt, valid, reset = np.ones((b, t, 1), np.float32), np.zeros((b, t, 1), bool), np.zeros((b, t, 1), bool)
+    labels = {k: np.zeros((b, t, *v.shape[1:]), v.dtype) for k, v in chunks[0][0].labels.items()}
+    for i, (tables, begin, end) in enumerate(chunks):
+        n = end - begin
+        mask[i, :n], age[i, :n], dt[i, :n, 0] = tables.mask[begin:end], tables.age[begin:end], tables.dt[begin:end]
+        valid[i, :n], reset[i, :n, 0] = True, tables.reset[begin:end]
+        for k, v in labels.items():
+            v[i, :n] = tables.labels[k][begin:end]
+    return Batch(
+        steps={name: _steps(chunks, ticks, name, j, streams.index(text)) for j, name in enumerate(streams)},
+        mask=torch.from_numpy(mask), age=torch.from_numpy(age), dt=torch.from_numpy(dt), reset=torch.from_numpy(reset),
+        valid=torch.from_numpy(valid), start=torch.tensor(list(start)),
+        labels={k: torch.from_numpy(v) for k, v in labels.items()},
+    )  # fmt: skip
+
+
+def _steps(chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: int, text: int) -> StepBatch:
+    spans = []  # of each lane's steps within the chunk
+    at = np.zeros((len(chunks), ticks), np.int64)
+    for i, (tables, begin, end) in enumerate(chunks):
+        first = int(tables.newest[begin - 1, j]) if begin else 0
+        spans.append((first, int(tables.newest[end - 1, j])))
+        at[i, : end - begin] = tables.newest[begin:end, j] - first
+        at[i, end - begin :] = at[i, end - begin - 1]
+    most = max(1, *(b - a for a, b in spans))
+    dt = np.ones((len(chunks), most, 1), np.float32)
+    keep, reset = np.zeros(dt.shape, bool), np.zeros(dt.shape, bool)
+    x, where, tick, text_at = [], [], [], []
+    for i, ((tables, begin, _), (a, b)) in enumerate(zip(chunks, spans)):
+        steps, n = tables.steps[name], b - a
+        dt[i, :n, 0], keep[i, :n], reset[i, :n, 0] = steps.dt[a:b], True, steps.reset[a:b]
+        x.append(steps.x[a:b])
+        where.append(np.stack([np.full(n, i), np.arange(n)], 1))
+        on = steps.tick[a:b].astype(np.int64)
+        tick.append(on - begin)
+        text_at.append(tables.newest[on, text].astype(np.int64) - (int(tables.newest[begin - 1, text]) if begin else 0))
+    return StepBatch(
+        x=torch.from_numpy(np.concatenate(x)), where=torch.from_numpy(np.concatenate(where)),
+        tick=torch.from_numpy(np.concatenate(tick)), text_at=torch.from_numpy(np.concatenate(text_at)),
+        dt=torch.from_numpy(dt), keep=torch.from_numpy(keep), reset=torch.from_numpy(reset), at=torch.from_numpy(at),
+    )  # fmt: skip

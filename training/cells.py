@@ -1,0 +1,132 @@
+"""Liquid and spiking cells: pure steps in real time.
+
+Both take `dt`, the seconds since their last step, shaped (B, 1): a stream's cell sees how irregular its samples are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MAX_PERIODS = 4.0  # dt / nominal period is clamped here: beyond it the state has been reset or has nothing left to say
+
+
+class LIFParameters(NamedTuple):
+    tau: Tensor  # (units,) seconds
+    threshold: float = 1.0
+
+
+class CfCParameters(NamedTuple):
+    w_in: Tensor  # (4 * units, inputs): rows f, g, time_a, time_b
+    w_rec: Tensor  # (4 * units, units)
+    bias: Tensor  # (4 * units,)
+    period_s: float  # the nominal dt
+
+
+def lif_step(current: Tensor, v: Tensor, dt: Tensor, p: LIFParameters) -> tuple[Tensor, Tensor]:
+    """One step of a leaky integrate-and-fire layer.
+
+        a = exp(-dt / tau);  v = a v + (1 - a) I;  spike = v >= threshold;  v = v - threshold * spike
+
+    the exact solution of tau dv/dt = I - v over dt for a current held constant, with soft reset.
+
+    Args:
+        current: (B, units), in units of the threshold. v: (B, units). dt: (B, 1) seconds.
+    Returns: spikes (B, units) of 0 and 1, and v after reset.
+    """
+    a = torch.exp(-dt / p.tau)
+    v = a * v + (1 - a) * current
+    spikes = spike(v - p.threshold)
+    return spikes, v - p.threshold * spikes.detach()
+
+
+def cfc_step(x_gates: Tensor, h: Tensor, dt: Tensor, p: CfCParameters) -> Tensor:
+    """One step of a closed-form continuous-time cell (Hasani et al., Nature Machine Intelligence 2022, eq. 10).
+
+        s = sigmoid(time_a * dt/period + time_b);  h = tanh(f) (1 - s) + tanh(g) s
+
+    where f, g, time_a, time_b are linear in the input and h, made in one product.
+
+    Args:
+        x_gates: (B, 4 units), the input's share of the gates: x @ w_in.T + bias. h: (B, units). dt: (B, 1) seconds.
+    """
+    f, g, time_a, time_b = (x_gates + h @ p.w_rec.T).chunk(4, dim=-1)
+    s = torch.sigmoid(time_a * (dt / p.period_s).clamp(0.0, MAX_PERIODS) + time_b)
+    return torch.tanh(f) * (1 - s) + torch.tanh(g) * s
+
+
+def spike(x: Tensor) -> Tensor:
+    """1 where x >= 0, else 0; the gradient is that of atan(pi x / 2) / pi (Fang et al. 2021)."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Spike.apply(x)
+    return (x >= 0).to(x.dtype)
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x >= 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad / (1 + (math.pi / 2 * x) ** 2)
+
+
+class LIF(nn.Module):
+    """A layer of spiking neurons with a learned time constant each."""
+
+    def __init__(self, units: int, tau_s: float):
+        super().__init__()
+        self.units = units
+        self.log_tau = nn.Parameter(torch.full((units,), math.log(tau_s)))
+
+    def parameters_now(self) -> LIFParameters:
+        return LIFParameters(self.log_tau.exp())
+
+    def step(self, current: Tensor, v: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+        return lif_step(current, v, dt, self.parameters_now())
+
+    def scan(self, current: Tensor, v: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Over time. current (B, T, units), dt (B, T, 1); where `keep` (B, T, 1) is 0 nothing happens (padding), where
+        `reset` (B, T, 1) is 1 the step starts from rest. Returns spikes (B, T, units) and the last v."""
+        p, out = self.parameters_now(), []
+        for t in range(current.shape[1]):
+            before = torch.where(reset[:, t], 0.0, v)
+            spikes, after = lif_step(current[:, t], before, dt[:, t], p)
+            v = torch.where(keep[:, t], after, v)
+            out.append(spikes)
+        return torch.stack(out, 1), v
+
+
+class CfC(nn.Module):
+    """A closed-form continuous-time cell."""
+
+    def __init__(self, inputs: int, units: int, period_s: float):
+        super().__init__()
+        self.units, self.period_s = units, period_s
+        self.w_in = nn.Parameter(torch.empty(4 * units, inputs))
+        self.w_rec = nn.Parameter(torch.empty(4 * units, units))
+        self.bias = nn.Parameter(torch.zeros(4 * units))
+        nn.init.xavier_uniform_(self.w_in)
+        nn.init.orthogonal_(self.w_rec, 0.7)
+
+    def parameters_now(self) -> CfCParameters:
+        return CfCParameters(self.w_in, self.w_rec, self.bias, self.period_s)
+
+    def step(self, x: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+        return cfc_step(F.linear(x, self.w_in, self.bias), h, dt, self.parameters_now())
+
+    def scan(self, x: Tensor, h: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Over time, as `LIF.scan`. The input's share of all gates is made in one product before the loop."""
+        gates, p, out = F.linear(x, self.w_in, self.bias), self.parameters_now(), []
+        for t in range(x.shape[1]):
+            after = cfc_step(gates[:, t], torch.where(reset[:, t], 0.0, h), dt[:, t], p)
+            h = torch.where(keep[:, t], after, h)
+            out.append(h)
+        return torch.stack(out, 1), h

@@ -1,0 +1,212 @@
+"""The drive task: demonstrations from the simulator, what is learned from them, and the student at the wheel.
+
+Imitation with DAgger: in later rounds the student of the round before drives most of the time, and the expert says what
+it would have done.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mm_edge.preprocess import Vocabulary
+from mm_edge.replay import Tick
+from mm_edge.sim.episode import GRID, Episode, ExpertDriver
+from mm_edge.sim.rooms import vocabulary
+from mm_edge.types import Sample
+from training.batches import Batch
+from training.models import EncoderConfig, ModelResult, RobotMultiSensorModel
+from training.recipe import Recipe, Round
+from training.runner import TorchPipeline
+from training.tables import Tables, build_tables, load_tables, save_tables
+
+EXPERT = "expert/cmd_vel"
+SCAN_SECTORS = 12  # auxiliary target of the scan: the closest thing in each
+SEEN_PIXELS = 8
+LESSON_S = 20.0  # a student that is lost has shown it by then
+
+
+def build_model(recipe: Recipe) -> RobotMultiSensorModel:
+    """The model with the heads that only training has, seeded."""
+    torch.manual_seed(recipe.seed)
+    config = dict(recipe.model)
+    encoder = EncoderConfig(*(config.pop(k) for k in ("spiking_units", "liquid_units", "tau_s")))
+    words = len(vocabulary())
+    model = RobotMultiSensorModel(
+        recipe.streams, words, len(recipe.action["names"]), recipe.tick["period_ms"] / 1e3, encoder, **config
+    )
+    units = encoder.liquid_units
+    model.aux["camera"] = torch.nn.Linear(units, 3)  # target in view, its bearing's sine and cosine
+    model.aux["audio"] = torch.nn.Linear(units, 4)  # beacon on, its bearing's sine and cosine, alarm
+    model.aux["scan"] = torch.nn.Linear(units, SCAN_SECTORS)
+    return model
+
+
+def label(tick: Tick) -> dict[str, Any]:
+    """A tick's labels as arrays. The action is the expert's for the state the robot is in, in force once it is
+    computed; never the action that was executed."""
+    labels = tick.labels
+    cells = np.zeros(GRID[0] * GRID[1], np.float16)
+    for i, share in labels["cells"]:
+        cells[int(i)] = share
+    beacon = labels["beacon_rad"]
+    direction = (0.0, 0.0, 0.0) if beacon is None else (1.0, np.sin(beacon), np.cos(beacon))
+    bearing = labels["bearing_rad"]
+    return {
+        "action": labels[EXPERT][[0, 5]],  # of a twist: linear x, angular z
+        "cells": cells,
+        "target": np.float32([labels["pixels"] >= SEEN_PIXELS, np.sin(bearing), np.cos(bearing)]),
+        "sound": np.float32([*direction, labels["alarm"]]),
+        "by_sound": np.float32(labels["by_sound"]),
+    }
+
+
+def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict[str, Tensor]]:
+    """Imitation, plus what the simulator knows about each sense: that keeps every encoder's spikes meaningful.
+
+    Where the sense that the task hangs on is absent, the expert's action cannot be known; it then counts little.
+    """
+    labels, valid = batch.labels, batch.valid.squeeze(-1).float()
+    have = {spec.name: batch.mask[..., i] for i, spec in enumerate(model.streams)}
+    by_sound, alarm = labels["by_sound"], labels["sound"][..., 3]
+    key = (
+        torch.where(by_sound > 0, have["audio"], have["camera"])
+        * have["text"]
+        * torch.where(alarm > 0, have["audio"], 1.0)
+    )
+    error = (out.action - labels["action"]) ** 2 @ torch.tensor([4.0, 1.0])
+    action = _mean(error, valid * (0.1 + 0.9 * key))
+    go = _mean(
+        F.binary_cross_entropy_with_logits(out.go.squeeze(-1), 1 - alarm, reduction="none"), valid * have["audio"]
+    )
+
+    seen = labels["target"][..., 0]
+    named = valid * have["camera"] * have["text"] * (1 - by_sound)
+    camera = model.aux["camera"](out.tokens["camera"])
+    in_view = _mean(F.binary_cross_entropy_with_logits(camera[..., 0], seen, reduction="none"), named)
+    where = _mean(((camera[..., 1:] - labels["target"][..., 1:]) ** 2).sum(-1), named * seen)
+    lane, tick = batch.steps["camera"].where[:, 0], batch.steps["camera"].tick
+    cells = labels["cells"][lane, tick].float()
+    attention = _mean(-(cells * out.scores["camera"].log_softmax(-1)).sum(-1), (named * seen)[lane, tick])
+
+    audio, heard = model.aux["audio"](out.tokens["audio"]), valid * have["audio"]
+    on = F.binary_cross_entropy_with_logits(audio[..., [0, 3]], labels["sound"][..., [0, 3]], reduction="none").sum(-1)
+    beacon = ((audio[..., 1:3] - labels["sound"][..., 1:3]) ** 2).sum(-1) * labels["sound"][..., 0]
+    sound = _mean(on + beacon, heard)
+
+    steps = batch.steps["scan"]
+    closest = steps.x[:, 0].view(len(steps.x), SCAN_SECTORS, -1).amax(-1)
+    said = model.aux["scan"](out.by_step["scan"][steps.where[:, 0], steps.where[:, 1]])
+    scan = ((said - closest) ** 2).mean() if len(steps.x) else said.sum()
+
+    rates = {name: _mean(s.mean(-1), batch.steps[name].keep.squeeze(-1).float()) for name, s in out.spikes.items()}
+    quiet_or_loud = sum(F.relu(0.05 - r) + F.relu(r - 0.45) for r in rates.values())
+    total = (
+        action + 0.2 * go + 0.2 * in_view + 0.3 * where + 0.15 * attention + 0.3 * sound + 0.5 * scan + quiet_or_loud
+    )
+    parts = {"action": action, "go": go, "where": where, "attention": attention, "sound": sound, "scan": scan}
+    return total, {**parts, **{f"rate_{k}": v for k, v in rates.items()}}
+
+
+def _mean(x: Tensor, weight: Tensor) -> Tensor:
+    return (x * weight).sum() / (weight.sum() + 1e-6)
+
+
+class Dropout:
+    """Modality dropout: which samples of an episode never come. Drawn before the tables are made, so that mask, age, dt
+    and resets are those of a robot whose sensor died."""
+
+    def __init__(self, seed: int):
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 4]))
+        self.spans: list[tuple[str, float, float]] = []  # stream, from s, to s
+        if rng.random() < 0.3:  # the gyro tells what was just done, and a student that reads it goes on doing it
+            self.spans.append(("imu", -1.0, np.inf))
+        kind = rng.random()
+        if kind < 0.3:
+            stream = rng.choice(["camera", "scan", "audio", "imu", "text"], p=[0.25, 0.45, 0.15, 0.1, 0.05])
+            self.spans.append((str(stream), -1.0, np.inf))
+        elif kind < 0.5:
+            for _ in range(rng.integers(1, 4)):
+                begin = rng.uniform(0, 8)
+                stream = rng.choice(["camera", "scan", "audio", "imu"], p=[0.3, 0.4, 0.15, 0.15])
+                self.spans.append((str(stream), begin, begin + rng.uniform(0.5, 4)))
+
+    def __call__(self, stream: str, t_s: float) -> bool:
+        return any(stream == name and begin <= t_s < end for name, begin, end in self.spans)
+
+
+class _Teaching(ExpertDriver):
+    """The expert beside a student: now the one, now the other drives, half a second or so at a time."""
+
+    def __init__(self, episode: Episode, burst_probability: float, student: TorchPipeline | None, share: float):
+        super().__init__(episode, burst_probability)
+        self._student, self._share = student, share
+        self._turns = np.random.default_rng(np.random.SeedSequence([episode.world.seed, 5]))
+        self._student_drives = self._turns.random() < share
+
+    def tick(self, now_ns: int) -> np.ndarray:
+        action = super().tick(now_ns)
+        if self._student is None:
+            return action
+        said = self._student.tick(now_ns)
+        if self._turns.random() < 0.12:
+            self._student_drives = self._turns.random() < self._share
+        shaken = not np.array_equal(action, self.wanted)
+        return said if self._student_drives and not shaken else action
+
+
+def demonstrate(recipe: Recipe, seed: int, round_: Round, student: TorchPipeline | None) -> Tables:
+    """One episode as tables."""
+    episode, dropped = Episode(seed), Dropout(seed)
+    episode.world.time_limit_s = LESSON_S
+    driver = _Teaching(episode, round_.bursts, student, round_.student)
+    if student is not None:
+        student.reset()
+    events: list[Sample | Tick] = []
+
+    def on_sample(sample: Sample) -> None:
+        if not dropped(sample.stream, episode.world.t_s):
+            events.append(sample)
+            if student is not None:
+                student.push(sample)
+
+    def on_tick(now_ns: int) -> None:
+        v, w = driver.wanted
+        events.append(Tick(now_ns, {**episode.labels(driver.camera_ns), EXPERT: np.float32([v, 0, 0, 0, 0, w])}))
+
+    episode.run(driver, on_sample, on_tick)
+    words = Vocabulary(vocabulary())
+    return build_tables(events, recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms, words, label)
+
+
+def demonstrations(recipe: Recipe, index: int, folder: Path, student: Path | None, workers: int) -> list[Tables]:
+    """All episodes of a round, made by `workers` processes; those already in `folder` are only read."""
+    round_ = recipe.rounds[index]
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = range(round_.first_seed, round_.first_seed + round_.episodes)
+    missing = [seed for seed in seeds if not (folder / f"{seed}.npz").exists()]
+    if missing:
+        jobs = [(recipe, seed, round_, folder, student) for seed in missing]
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            for _ in tqdm(pool.imap_unordered(_make, jobs, chunksize=4), f"round {index}: episodes", total=len(jobs)):
+                pass
+    return [load_tables(folder / f"{seed}.npz") for seed in tqdm(seeds, f"round {index}: read")]
+
+
+_student: TorchPipeline | None = None
+
+
+def _make(job: tuple[Recipe, int, Round, Path, Path | None]) -> None:
+    global _student
+    recipe, seed, round_, folder, checkpoint = job
+    if checkpoint is not None and _student is None:  # once a process
+        torch.set_num_threads(1)
+        _student = TorchPipeline.load(recipe, checkpoint)
+    save_tables(folder / f"{seed}.npz", demonstrate(recipe, seed, round_, _student))

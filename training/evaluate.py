@@ -1,0 +1,161 @@
+"""Scores in closed loop, in worlds never trained on.
+
+    python -m training.evaluate drive --worlds 200 --seed 900000 --json
+    python -m training.evaluate drive --without camera          # that sensor dead from the start
+    python -m training.evaluate drive --all-masks --worlds 50   # every one dead, each in the same worlds
+    python -m training.evaluate drive --expert                  # what the demonstrator gets in the same worlds
+
+The exported bundle drives, through the same Pipeline as on a robot. The same seed gives the same worlds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mm_edge.bundle import Bundle
+from mm_edge.errors import EdgeError
+from mm_edge.pipeline import Pipeline
+from mm_edge.sim.episode import Episode, ExpertDriver, Outcome, PipelineDriver
+from mm_edge.sim.sensors import HEIGHT, WIDTH
+from mm_edge.types import Output
+
+SHIPPED = Path(__file__).parents[1] / "mm_edge" / "bundles" / "drive"
+SENSORS = ("camera", "audio", "scan", "imu", "text")
+SHOWN_PIXELS = 12  # a frame shows an object if at least so many of its pixels are it
+
+
+@dataclass
+class Result:
+    """One world."""
+
+    outcome: Outcome
+    frames: int = 0  # that show the named object
+    hits: int = 0  # of these, how often attention's peak lay on it
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["drive"])
+    parser.add_argument("--bundle", type=Path, default=SHIPPED)
+    parser.add_argument("--worlds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=900_000, help="of the first world")
+    parser.add_argument(
+        "--without", choices=SENSORS, action="append", default=[], help="a sensor that is dead; may be repeated"
+    )
+    parser.add_argument("--all-masks", action="store_true", help="the table of scores with each sensor dead")
+    parser.add_argument("--expert", action="store_true", help="let the demonstrator drive")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args(argv)
+    try:
+        if not args.expert:
+            Bundle.read(args.bundle)  # a bad bundle is refused here, not in a worker
+        if args.all_masks:
+            scores: dict[str, Any] = {"worlds": args.worlds, "seed": args.seed, "masks": {}}
+            for dead in ((), *((s,) for s in SENSORS), ("camera", "scan"), ("audio", "scan"), SENSORS):
+                name = "none" if not dead else "all" if dead == SENSORS else "+".join(dead)
+                scores["masks"][name] = evaluate(
+                    args.bundle, args.worlds, args.seed, frozenset(dead), False, args.workers
+                )
+        else:
+            scores = evaluate(args.bundle, args.worlds, args.seed, frozenset(args.without), args.expert, args.workers)
+    except EdgeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for name, row in scores.get(
+        "masks", {"expert" if args.expert else "+".join(args.without) or "none": scores}
+    ).items():
+        print(f"dead: {name:14} {_line(row)}" if not args.expert else f"expert: {_line(row)}")
+    if args.json:
+        print(json.dumps(scores))
+    return 0
+
+
+def evaluate(bundle: Path, worlds: int, seed: int, dead: frozenset[str], expert: bool, workers: int) -> dict[str, Any]:
+    """Scores over `worlds` worlds from `seed` on, the sensors `dead` silent from the start."""
+    jobs = [(None if expert else bundle, s, dead) for s in range(seed, seed + worlds)]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        bar = tqdm(pool.imap(_drive, jobs), "worlds", total=worlds, leave=False)
+        results = list(bar)
+    return summarise(results)
+
+
+def summarise(results: list[Result]) -> dict[str, Any]:
+    outcomes = [r.outcome for r in results]
+    judged = [o.alarm_obeyed for o in outcomes if o.alarm_obeyed is not None]
+    frames = sum(r.frames for r in results)
+    by_task = {t: _rate([o.status == "success" for o in outcomes if o.task == t]) for t in ("named", "sound")}
+    return {
+        "worlds": len(outcomes),
+        "success": _rate([o.status == "success" for o in outcomes]),
+        "success_by_task": by_task,
+        "wrong": _rate([o.status == "wrong" for o in outcomes]),
+        "timeout": _rate([o.status == "timeout" for o in outcomes]),
+        "collision_episodes": sum(o.collisions > 0 for o in outcomes),
+        "collision_rate": _rate([o.collisions > 0 for o in outcomes]),
+        "alarms": len(judged),
+        "alarm_obeyed": _rate(judged),
+        "mean_duration_s": round(float(np.mean([o.duration_s for o in outcomes])), 2),
+        "attention_frames": frames,
+        "attention_hit": round(sum(r.hits for r in results) / frames, 4) if frames else None,
+    }
+
+
+def _rate(values: list[Any]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def _line(row: dict[str, Any]) -> str:
+    def percent(x: float | None) -> str:
+        return "   - " if x is None else f"{x:5.1%}"
+
+    tasks = row["success_by_task"]
+    return (
+        f"success {percent(row['success'])} (named {percent(tasks['named'])}, sound {percent(tasks['sound'])}), "
+        f"collisions {percent(row['collision_rate'])}, alarm obeyed {percent(row['alarm_obeyed'])} of {row['alarms']}, "
+        f"attention on the named object {percent(row['attention_hit'])} of {row['attention_frames']} frames"
+    )
+
+
+_pipelines: dict[Path, Pipeline] = {}
+
+
+def _drive(job: tuple[Path | None, int, frozenset[str]]) -> Result:
+    """One world, in a worker process."""
+    bundle, seed, dead = job
+    episode = Episode(seed)
+    if bundle is None:
+        return Result(episode.run(ExpertDriver(episode)))
+    if bundle not in _pipelines:  # once a process
+        _pipelines[bundle] = Pipeline(Bundle.read(bundle), engine="cpu")
+    pipeline = _pipelines[bundle]
+    pipeline.reset()
+    seen: dict[int, bool] = {}  # of each frame that shows the named object: was the peak on it?
+
+    def look(output: Output) -> None:
+        for attention in output.attention:
+            mask = episode.sensors.target_masks.get(attention.stamp_ns)
+            if not episode.world.room.by_sound and mask is not None and mask.sum() >= SHOWN_PIXELS:
+                rows, cols = attention.weights.shape
+                row, col = np.unravel_index(attention.weights.argmax(), attention.weights.shape)
+                cell = mask[
+                    row * HEIGHT // rows : (row + 1) * HEIGHT // rows, col * WIDTH // cols : (col + 1) * WIDTH // cols
+                ]
+                seen[attention.stamp_ns] = bool(cell.any())
+
+    outcome = episode.run(PipelineDriver(pipeline, dead, look))
+    return Result(outcome, len(seen), sum(seen.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

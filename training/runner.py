@@ -1,0 +1,73 @@
+"""A trained model tick by tick in torch: what the bundle's parts must equal, and the student that DAgger lets drive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mm_edge.align import Aligner, TickRule
+from mm_edge.engine.part import ModelInputs
+from mm_edge.pipeline import model_inputs
+from mm_edge.preprocess import Vocabulary
+from mm_edge.sim.rooms import vocabulary
+from mm_edge.types import Sample
+from training.models import ModelState, RobotMultiSensorModel
+from training.recipe import Recipe
+
+
+@torch.no_grad()
+def step(model: RobotMultiSensorModel, inputs: ModelInputs, state: ModelState) -> tuple[np.ndarray, ModelState]:
+    """One tick, batch 1 -> action (action_dim,), state."""
+    if inputs.reset:
+        state = model.zero_state(1)
+    encoders, held = dict(state.encoders), dict(state.held)
+    for spec in sorted(model.streams, key=lambda s: s.kind != "text"):
+        if spec.name not in inputs.fresh:
+            continue
+        x, dt_s, reset = inputs.fresh[spec.name]
+        encoder = model.encoders[spec.name]
+        before = encoder.zero_state(1) if reset else encoders[spec.name]
+        batch, dt = torch.from_numpy(x)[None], torch.tensor([[dt_s]], dtype=torch.float32)
+        features = encoder.net(batch, held[model.text])[0] if spec.kind == "image" else encoder.net(batch)
+        held[spec.name], encoders[spec.name] = encoder.step(features, before, dt)
+    mask, age = torch.from_numpy(inputs.mask)[None], torch.from_numpy(inputs.age)[None]
+    fused, _, _ = model.fusion([held[spec.name] for spec in model.streams], mask, age)
+    h = model.core.step(fused, state.h, torch.tensor([[inputs.dt_s]], dtype=torch.float32))
+    action, _ = model.act(h)
+    return action[0].numpy(), ModelState(encoders, held, h)
+
+
+class TorchPipeline:
+    """Drives like `mm_edge.pipeline.Pipeline`, without limits and reasons."""
+
+    def __init__(self, recipe: Recipe, model: RobotMultiSensorModel):
+        self.recipe, self.model = recipe, model.eval()
+        self._vocabulary = Vocabulary(vocabulary())
+        self.reset()
+
+    @staticmethod
+    def load(recipe: Recipe, weights: Path) -> TorchPipeline:
+        from training.train import load_model
+
+        return TorchPipeline(recipe, load_model(recipe, weights))
+
+    def reset(self) -> None:
+        tick = self.recipe.tick
+        self._aligner = Aligner(self.recipe.streams, tick["period_ms"] / 1e3, self.recipe.max_gap_ms)
+        self._rule = TickRule(tick["anchor"], tick["max_period_ms"])
+        self._state = self.model.zero_state(1)
+
+    def push(self, sample: Sample) -> None:
+        self._aligner.push(sample)
+        self._rule.pushed(sample.stream)
+
+    def due(self, now_ns: int) -> bool:
+        return self._rule.due(now_ns)
+
+    def tick(self, now_ns: int) -> np.ndarray:
+        self._rule.ticked(now_ns)
+        inputs = model_inputs(self.recipe.streams, self._aligner.window(now_ns), self._vocabulary)
+        action, self._state = step(self.model, inputs, self._state)
+        return action

@@ -1,0 +1,158 @@
+"""The one training loop.
+
+    python -m training.train drive [--out runs/drive] [--workers 2] [key=value ...]
+
+A recipe's rounds each make (or read) their episodes and train on all so far. State is saved as it goes; the same
+command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from training import drive
+from training.batches import Lanes
+from training.models import ModelState, RobotMultiSensorModel
+from training.recipe import Recipe, Round, read_recipe
+from training.tables import Tables
+
+RECIPES = Path(__file__).parent / "recipes"
+SAVE_EVERY = 200  # steps
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help=f"a recipe's name ({', '.join(p.stem for p in RECIPES.glob('*.yaml'))}) or file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.learning_rate=0.001")
+    parser.add_argument("--out", type=Path, help="folder for episodes, logs and checkpoints (default: runs/RECIPE)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that make episodes")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    args = parser.parse_intermixed_args(argv)
+    path = RECIPES / f"{args.recipe}.yaml" if not args.recipe.endswith(".yaml") else Path(args.recipe)
+    try:
+        recipe = read_recipe(path, args.overrides)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    torch.set_num_threads(args.threads)
+    out = args.out or Path("runs") / recipe.task
+    print(f"trained: {train(recipe, out, args.workers)}")
+    return 0
+
+
+def train(recipe: Recipe, out: Path, workers: int) -> Path:
+    """Train by the recipe into the folder `out`; returns the final weights' file."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.raw, sort_keys=False))
+    episodes: list[Tables] = []
+    student: Path | None = None
+    for index in range(len(recipe.rounds)):
+        weights = out / f"round{index}.safetensors"
+        with _cpu_minutes(out, f"round {index}: episodes"):
+            episodes += drive.demonstrations(recipe, index, out / "episodes" / f"round{index}", student, workers)
+        if not weights.exists():
+            with _cpu_minutes(out, f"round {index}: train"):
+                model = drive.build_model(recipe)
+                if student is not None:
+                    model.load_state_dict(load_file(student))
+                _train_round(recipe, index, model, episodes, out)
+                save_file(model.state_dict(), weights)
+        student = weights
+    assert student is not None, "a recipe has at least one round"
+    return student
+
+
+@contextmanager
+def _cpu_minutes(out: Path, stage: str) -> Iterator[None]:
+    """Add what is spent within, by this process and those it waited for, to the stage's entry in cpu_minutes.json."""
+    before = sum(os.times()[:4])
+    yield
+    file = out / "cpu_minutes.json"
+    spent = json.loads(file.read_text()) if file.exists() else {}
+    spent[stage] = round(spent.get(stage, 0.0) + (sum(os.times()[:4]) - before) / 60, 2)
+    file.write_text(json.dumps(spent, indent=2))
+
+
+def load_model(recipe: Recipe, weights: Path) -> RobotMultiSensorModel:
+    model = drive.build_model(recipe)
+    model.load_state_dict(load_file(weights))
+    return model.eval()
+
+
+class _Progress:
+    """What a stopped training needs to go on exactly: where each lane is, and what the model remembers there."""
+
+    def __init__(self, lanes: Lanes, state: ModelState):
+        self.lanes, self.state, self.step = lanes, state, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lanes": self.lanes.state_dict(), "state": self.state, "step": self.step}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.lanes.load_state_dict(saved["lanes"])
+        self.state, self.step = saved["state"], saved["step"]
+
+
+def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episodes: list[Tables], out: Path) -> None:
+    config, round_ = recipe.train, recipe.rounds[index]
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision=config.mixed_precision,
+        log_with="tensorboard", project_config=ProjectConfiguration(str(out)),
+    )  # fmt: skip
+    accelerator.init_trackers(f"logs/round{index}")
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config.warm_up_steps, round_))
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    progress = _Progress(
+        Lanes(episodes, config.lanes, config.ticks, recipe.seed + index), model.zero_state(config.lanes)
+    )
+    accelerator.register_for_checkpointing(progress)
+    saved = out / "checkpoint"
+    if (saved / "round.json").exists() and json.loads((saved / "round.json").read_text())["round"] == index:
+        accelerator.load_state(str(saved))
+    model.train()
+    bar = tqdm(range(progress.step, round_.steps), f"round {index}: train", initial=progress.step, total=round_.steps)
+    smooth: dict[str, float] = {}
+    for step in bar:
+        batch = progress.lanes.next()
+        result, progress.state = model(batch, progress.state)
+        total, parts = drive.loss(model, batch, result)
+        optimizer.zero_grad()
+        accelerator.backward(total)
+        accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        scheduler.step()
+        progress.step = step + 1
+        if step % 10 == 0:
+            values = {k: float(v.detach()) for k, v in parts.items()}
+            smooth = {k: 0.9 * smooth.get(k, v) + 0.1 * v for k, v in values.items()}
+            accelerator.log(values, step=step)
+            bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()})
+        if progress.step % SAVE_EVERY == 0:
+            accelerator.save_state(str(saved))
+            (saved / "round.json").write_text(json.dumps({"round": index}))
+    accelerator.end_training()
+
+
+def _schedule(step: int, warm_up: int, round_: Round) -> float:
+    """Linear up, cosine down to a twentieth."""
+    return min(1.0, (step + 1) / warm_up) * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / round_.steps)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
