@@ -35,11 +35,11 @@ from mm_edge.preprocess import Vocabulary
 from mm_edge.sim.episode import Episode, ExpertDriver
 from mm_edge.sim.rooms import vocabulary
 from mm_edge.types import Sample
+from training.drive import load_model
 from training.models import EncoderState as State
 from training.models import ModalityEncoder, RobotMultiSensorModel
 from training.recipe import Recipe, read_recipe
 from training.runner import step
-from training.train import load_model
 
 OPSET = 20
 PARITY_TICKS, GOLDEN_TICKS = 200, 6

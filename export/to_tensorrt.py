@@ -1,7 +1,7 @@
 """Build TensorRT engines for every part of a bundle, so that the robot need not wait for them when it starts.
 
-    python -m export.to_tensorrt mm_edge/bundles/drive         # with the GPU's own TensorRT, into the engine cache
-    python -m export.to_tensorrt mm_edge/bundles/drive --rtx   # with tensorrt-rtx: proves without a GPU that all builds
+python -m export.to_tensorrt mm_edge/bundles/drive         # with the GPU's own TensorRT, into the engine cache
+python -m export.to_tensorrt mm_edge/bundles/drive --rtx   # with tensorrt-rtx: proves without a GPU that all builds
 """
 
 from __future__ import annotations

@@ -160,8 +160,6 @@ class _Latest:
 
     def view(self, t_ns: int, reset: bool) -> View:
         self._admit_until(t_ns)
-        if reset and self.spec.latched:
-            self.stepped_ns = None  # the model forgot the command; it is given again
         if self.newest_ns is None:
             return View(None, None, 0, float("inf"), False, False, self.period_s, reset)
         age_ns = t_ns - self.newest_ns
@@ -179,8 +177,7 @@ class _Latest:
         return View(data, valid, self.newest_ns, age_ns / NS, present, fresh, dt_s, reset)
 
     def _admit_until(self, t_ns: int) -> None:
-        waiting = self._not_yet
-        waiting.extend(self.pending.popleft() for _ in range(len(self.pending)))
+        waiting = self._not_yet + [self.pending.popleft() for _ in range(len(self.pending))]
         waiting.sort(key=_arrival)  # threads may have pushed out of turn
         self._not_yet = []
         for sample in waiting:
@@ -188,7 +185,8 @@ class _Latest:
                 self._not_yet.append(sample)
             else:
                 self._admit(sample)
-        del self._not_yet[: -(self.pending.maxlen or 0)]
+        if self._not_yet:
+            del self._not_yet[: -(self.pending.maxlen or 0)]
 
     def _admit(self, sample: Sample) -> None:
         stamp_ns = self._stamp_ns(sample) - self.offset_ns
@@ -197,7 +195,8 @@ class _Latest:
         elif self.newest_ns is not None and stamp_ns <= self.newest_ns and not self._fills_hole(sample):
             self._refuse("duplicate" if stamp_ns == self.newest_ns else "late", sample)
         else:
-            self._skews_ns.clear()
+            if self._skews_ns:
+                self._skews_ns.clear()
             self.counts["admitted"] += 1
             self._take(stamp_ns, sample.data)
 
@@ -237,7 +236,7 @@ class _Rows(_Latest):
         self._rows: deque[tuple[int, np.ndarray]] = deque(maxlen=self.spec.shape[0])
 
     def _take(self, stamp_ns: int, data: np.ndarray) -> None:
-        super()._take(stamp_ns, data)
+        self.newest_ns, self.data = stamp_ns, data
         self._rows.append((stamp_ns, data))
 
     def _window(self) -> tuple[np.ndarray, np.ndarray]:
@@ -245,56 +244,61 @@ class _Rows(_Latest):
         data, valid = np.zeros((n, 6), np.float32), np.zeros(n, bool)
         since_ns = self.newest_ns - round(self.spec.window_ms * 1e6)  # type: ignore[operator]
         rows = [row for stamp_ns, row in self._rows if stamp_ns > since_ns]
-        data[n - len(rows) :] = rows
+        np.concatenate(rows, out=data[n - len(rows) :].reshape(-1))
         valid[n - len(rows) :] = True
         return data, valid
 
 
 class _Sound(_Latest):
-    """audio: a ring addressed by sample number. Chunks that never came leave silence marked invalid."""
+    """audio: the last samples, newest last. Chunks that never came leave silence marked invalid."""
 
     def clear(self) -> None:
         super().clear()
-        self._n = round(self.spec.window_ms * self.spec.sample_rate_hz / 1e3)
-        self._ring = np.zeros((self._n, self.spec.channels), np.int16)
-        self._valid = np.zeros(self._n, bool)
-        self._end: int | None = None  # number of the sample after the newest
+        n = round(self.spec.window_ms * self.spec.sample_rate_hz / 1e3)
+        # The last n samples before `_at` are the window. Longer than that, so that samples seldom have to move.
+        self._samples, self._valid = np.zeros((4 * n, self.spec.channels), np.int16), np.zeros(4 * n, bool)
+        self._n, self._at = n, n
+        self._end: int | None = None  # number of the sample after the newest, which is at `_at`
 
     def _stamp_ns(self, sample: Sample) -> int:
         """The end of the chunk: a chunk is as new as its last sample."""
         return sample.stamp_ns + len(sample.data.samples) * NS // sample.data.sample_rate_hz
 
     def _fills_hole(self, sample: Sample) -> bool:
-        chunk: Audio = sample.data
-        last = chunk.first_sample + len(chunk.samples)
-        if self._end is None or chunk.first_sample < self._end - self._n or last > self._end:
+        if self._end is None:
             return False
-        at = np.arange(chunk.first_sample, last) % self._n
-        if self._valid[at].any():
+        first = self._at + sample.data.first_sample - self._end
+        last = first + len(sample.data.samples)
+        if first < self._at - self._n or last > self._at or self._valid[first:last].any():
             return False
-        self._ring[at], self._valid[at] = chunk.samples, True
+        self._samples[first:last], self._valid[first:last] = sample.data.samples, True
         return True
 
     def _take(self, stamp_ns: int, data: Audio) -> None:
-        n, first = len(data.samples), data.first_sample
         if self.newest_ns is not None and stamp_ns <= self.newest_ns:
             return  # it filled a hole
-        if self._end is not None and first != self._end:
-            self.counts["gap" if first > self._end else "overlap"] += 1
-        if self._end is None or not self._end <= first <= self._end + self._n:
-            self._valid[:] = False  # a new microphone, or a hole longer than the window
-            self._ring[:] = 0
-        else:
-            hole = np.arange(self._end, first) % self._n
-            self._ring[hole], self._valid[hole] = 0, False
-        samples = data.samples[-self._n :]
-        at = np.arange(first + n - len(samples), first + n) % self._n
-        self._ring[at], self._valid[at] = samples, True
-        self.newest_ns, self._end = stamp_ns, first + n
+        gap = 0 if self._end is None else data.first_sample - self._end
+        if gap:
+            self.counts["gap" if gap > 0 else "overlap"] += 1
+        if not 0 <= gap <= self._n:  # a new microphone, or a hole longer than the window
+            self._append(np.zeros((self._n, self.spec.channels), np.int16), False)
+        elif gap:
+            self._append(np.zeros((gap, self.spec.channels), np.int16), False)
+        self._append(data.samples[-self._n :], True)
+        self.newest_ns, self._end = stamp_ns, data.first_sample + len(data.samples)
+
+    def _append(self, samples: np.ndarray, valid: bool) -> None:
+        if self._at + len(samples) > len(self._valid):
+            for array in (self._samples, self._valid):
+                array[: self._n] = array[self._at - self._n : self._at]
+            self._at = self._n
+        to = slice(self._at, self._at + len(samples))
+        self._samples[to], self._valid[to] = samples, valid
+        self._at = to.stop
 
     def _window(self) -> tuple[np.ndarray, np.ndarray]:
-        shift = -(self._end % self._n)  # type: ignore[operator]
-        return np.roll(self._ring, shift, axis=0), np.roll(self._valid, shift)
+        last = slice(self._at - self._n, self._at)
+        return self._samples[last].copy(), self._valid[last].copy()
 
 
 _arrival = itemgetter(2)  # of a Sample: arrival_ns

@@ -1,8 +1,8 @@
 """Frames of a drive as a video and as one picture.
 
-    clip = Clip(Path("out"))
-    clip.add(rgb, episode=0)
-    video, strip = clip.close()
+clip = Clip(Path("out"))
+clip.add(rgb, episode=0)
+video, strip = clip.close()
 """
 
 from __future__ import annotations

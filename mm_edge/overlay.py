@@ -1,6 +1,6 @@
 """What the robot saw, where it looked, what it did and how old its senses were, drawn on one frame.
 
-    picture = draw(rgb, output, title="drive to the red ball")
+picture = draw(rgb, output, title="drive to the red ball")
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The runtime in one page: samples in, an `Output` for every tick.
 
-    pipeline = Pipeline(Bundle.read("mm_edge/bundles/drive"))
-    pipeline.push(sample)                   # from any thread
-    if pipeline.due(now_ns):
-        output = pipeline.tick(now_ns)      # on one thread
+pipeline = Pipeline(Bundle.read("mm_edge/bundles/drive"))
+pipeline.push(sample)                   # from any thread
+if pipeline.due(now_ns):
+    output = pipeline.tick(now_ns)      # on one thread
 """
 
 from __future__ import annotations

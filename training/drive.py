@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -47,6 +48,12 @@ def build_model(recipe: Recipe) -> RobotMultiSensorModel:
     model.aux["audio"] = torch.nn.Linear(units, 4)  # beacon on, its bearing's sine and cosine, alarm
     model.aux["scan"] = torch.nn.Linear(units, SCAN_SECTORS)
     return model
+
+
+def load_model(recipe: Recipe, weights: Path) -> RobotMultiSensorModel:
+    model = build_model(recipe)
+    model.load_state_dict(load_file(weights))
+    return model.eval()
 
 
 def label(tick: Tick) -> dict[str, Any]:
@@ -208,5 +215,5 @@ def _make(job: tuple[Recipe, int, Round, Path, Path | None]) -> None:
     recipe, seed, round_, folder, checkpoint = job
     if checkpoint is not None and _student is None:  # once a process
         torch.set_num_threads(1)
-        _student = TorchPipeline.load(recipe, checkpoint)
+        _student = TorchPipeline(recipe, load_model(recipe, checkpoint))
     save_tables(folder / f"{seed}.npz", demonstrate(recipe, seed, round_, _student))

@@ -65,7 +65,7 @@ class CameraNet(nn.Module):
         """x uint8 (N, h, w, 3), text (N, text_units) -> features (N, features), head 0's scores (N, cells)."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        image = x.permute(0, 3, 1, 2).to(dtype).sub_(128).mul_(1 / 64)  # channels-last as it lies, which is fast
+        image = x.to(dtype).permute(0, 3, 1, 2).sub_(128).mul_(1 / 64)  # channels-last as it lies, which is fast
         grid = self.conv(image)
         scale, shift = self.steer(text)[..., None, None].chunk(2, 1)
         grid = F.relu(self.mix(F.relu(grid * (1 + scale) + shift))).float()

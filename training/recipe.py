@@ -21,6 +21,7 @@ class TrainConfig:
     weight_decay: float
     warm_up_steps: int
     clip: float
+    save_every_steps: int
     mixed_precision: str  # of the preprocessing nets: no, bf16, fp16; cells and fusion stay in float32
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -46,12 +44,6 @@ class TorchPipeline:
         self.recipe, self.model = recipe, model.eval()
         self._vocabulary = Vocabulary(vocabulary())
         self.reset()
-
-    @staticmethod
-    def load(recipe: Recipe, weights: Path) -> TorchPipeline:
-        from training.train import load_model
-
-        return TorchPipeline(recipe, load_model(recipe, weights))
 
     def reset(self) -> None:
         tick = self.recipe.tick

@@ -32,7 +32,6 @@ from training.recipe import Recipe, Round, read_recipe
 from training.tables import Tables
 
 RECIPES = Path(__file__).parent / "recipes"
-SAVE_EVERY = 200  # steps
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,12 +87,6 @@ def _cpu_minutes(out: Path, stage: str) -> Iterator[None]:
     file.write_text(json.dumps(spent, indent=2))
 
 
-def load_model(recipe: Recipe, weights: Path) -> RobotMultiSensorModel:
-    model = drive.build_model(recipe)
-    model.load_state_dict(load_file(weights))
-    return model.eval()
-
-
 class _Progress:
     """What a stopped training needs to go on exactly: where each lane is, and what the model remembers there."""
 
@@ -143,7 +136,7 @@ def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episo
             smooth = {k: 0.9 * smooth.get(k, v) + 0.1 * v for k, v in values.items()}
             accelerator.log(values, step=step)
             bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()})
-        if progress.step % SAVE_EVERY == 0:
+        if progress.step % config.save_every_steps == 0:
             accelerator.save_state(str(saved))
             (saved / "round.json").write_text(json.dumps({"round": index}))
     accelerator.end_training()

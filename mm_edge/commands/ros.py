@@ -1,8 +1,8 @@
 """Which ROS 2 this machine has, and its nodes as child processes that never outlive us. Imports no rclpy itself.
 
-    ros = find_ros()                       # raises RosMissing, saying why and what to do
-    with free_domain() as domain, Nodes(ros, domain, logs) as nodes:
-        nodes.start("watchdog_node", {"deadline_ms": 150.0})
+ros = find_ros()                       # raises RosMissing, saying why and what to do
+with free_domain() as domain, Nodes(ros, domain, logs) as nodes:
+    nodes.start("watchdog_node", {"deadline_ms": 150.0})
 """
 
 from __future__ import annotations

@@ -1,0 +1,96 @@
+"""The one training loop: recipes, resuming, and that it learns."""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("accelerate", reason="training needs accelerate")
+pytest.importorskip("mujoco", reason="episodes come from the simulator")
+
+from safetensors.torch import load_file
+
+from training import drive
+from training.models import CrossModalAttentionFusion
+from training.recipe import read_recipe
+from training.train import RECIPES, train
+
+SMALL = [
+    "rounds=[{episodes: 2, first_seed: 5, student: 0.0, bursts: 0.05, steps: 5},"
+    " {episodes: 1, first_seed: 8, student: 1.0, bursts: 0.0, steps: 2}]",
+    "train.lanes=2",
+    "train.ticks=8",
+    "train.save_every_steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a small training, two rounds, the second with a student at the wheel."""
+    out = tmp_path_factory.mktemp("run")
+    train(read_recipe(RECIPES / "drive.yaml", SMALL), out, workers=1)
+    return out
+
+
+def test_a_training_leaves_weights_episodes_recipe_and_what_it_cost(trained):
+    assert (trained / "round1.safetensors").exists()
+    assert len(list((trained / "episodes" / "round0").glob("*.npz"))) == 2
+    assert read_recipe(trained / "recipe.yaml").train.lanes == 2
+    assert "round 1: train" in (trained / "cpu_minutes.json").read_text()
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(trained, tmp_path, monkeypatch):
+    (tmp_path / "episodes").symlink_to(trained / "episodes")
+    real, calls = drive.loss, iter(range(100))
+
+    def power_cut(*args):
+        if next(calls) == 3:  # in the first round, after the checkpoint at step 2
+            raise KeyboardInterrupt
+        return real(*args)
+
+    recipe = read_recipe(RECIPES / "drive.yaml", SMALL)
+    monkeypatch.setattr(drive, "loss", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path, workers=1)
+    monkeypatch.setattr(drive, "loss", real)
+    train(recipe, tmp_path, workers=1)
+    want, got = (load_file(folder / "round1.safetensors") for folder in (trained, tmp_path))
+    for name, weights in want.items():
+        torch.testing.assert_close(got[name], weights, rtol=0, atol=0)
+
+
+def test_unknown_keys_are_refused_with_a_hint():
+    with pytest.raises(ValueError, match="no key 'learning_rat'; did you mean 'learning_rate'"):
+        read_recipe(RECIPES / "drive.yaml", ["train.learning_rat=1"])
+
+
+def fusion() -> CrossModalAttentionFusion:
+    torch.manual_seed(0)
+    return CrossModalAttentionFusion([4, 4, 4], [0.3, 0.4, 0.0], dim=8, heads=2, outputs=8).eval()
+
+
+def test_an_absent_sensors_token_does_not_matter_but_its_absence_does():
+    model = fusion()
+    tokens, age = [torch.randn(1, 4) for _ in range(3)], torch.zeros(1, 3)
+    there, gone = torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[1.0, 0.0, 1.0]])
+    other = [tokens[0], torch.full((1, 4), 100.0), tokens[2]]
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens, gone, age)[0], model(other, gone, age)[0])
+        assert not torch.allclose(model(tokens, there, age)[0], model(tokens, gone, age)[0])
+        assert model(tokens, gone, age)[1][0, 1] == 0  # its gate
+
+
+def test_no_sensor_at_all_is_finite():
+    tokens = [torch.zeros(1, 4)] * 3
+    out, gates, attention = fusion()(tokens, torch.zeros(1, 3), torch.zeros(1, 3))
+    for tensor in (out, gates, attention):
+        assert torch.isfinite(tensor).all()
+
+
+def test_age_is_an_input():
+    model = fusion()
+    torch.nn.init.normal_(model.age)
+    tokens, mask = [torch.randn(1, 4) for _ in range(3)], torch.ones(1, 3)
+    assert not torch.allclose(
+        model(tokens, mask, torch.zeros(1, 3))[0], model(tokens, mask, torch.full((1, 3), 0.2))[0]
+    )
