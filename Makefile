@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # With a sourced ROS 2 its own rclpy is used, which lives outside the environment.
 SITE := $(if $(ROS_DISTRO),--system-site-packages)
-ROS := $(if $(ROS_DISTRO),,$(COMMA)ros)
 COMMA := ,
+ROS := $(if $(ROS_DISTRO),,$(COMMA)ros)
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test setup lint train-drive clean

@@ -1,0 +1,82 @@
+"""The shipped drive model: small, honest about itself, and driving; without its spikes it does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="silencing the spikes takes a change of the graphs")
+pytest.importorskip("mujoco", reason="it drives in the simulator")
+
+from mm_edge.bundle import Bundle, write_bundle
+from training.evaluate import SHIPPED, evaluate, main
+
+WORLDS, SEED = 10, 910_000
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict:
+    return evaluate(SHIPPED, WORLDS, SEED, frozenset(), False, 2)
+
+
+def without_spikes(graph: bytes) -> bytes:
+    """The graph with every spike multiplied by 0: the spikes are the only GreaterOrEqual, cast to float."""
+    model = onnx.load_from_string(graph)
+    nodes = model.graph.node
+    at = next((i for i, node in enumerate(nodes) if node.op_type == "GreaterOrEqual"), None)
+    if at is None:
+        return graph  # the fusion has none
+    cast = next(node for node in nodes if list(node.input) == list(nodes[at].output))
+    spikes = cast.output[0]
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if name == spikes:
+                node.input[i] = "silence"
+    model.graph.initializer.append(onnx.helper.make_tensor("nought", onnx.TensorProto.FLOAT, [], [0.0]))
+    after = list(nodes).index(cast) + 1
+    nodes.insert(after, onnx.helper.make_node("Mul", [spikes, "nought"], ["silence"]))
+    return model.SerializeToString()
+
+
+def silenced(out: Path) -> Path:
+    """The shipped bundle without its spikes; its golden trace is let pass."""
+    bundle = Bundle.read(SHIPPED)
+    manifest = json.loads((SHIPPED / "manifest.json").read_text())
+    files = {n: without_spikes(d) if n.endswith(".onnx") else d for n, d in bundle.contents.items()}
+    assert sum(files[n] != d for n, d in bundle.contents.items()) == len(bundle.streams)
+    manifest = {k: v for k, v in manifest.items() if k not in ("format", "files")} | {"golden_atol": 1e6}
+    write_bundle(out, manifest, files)
+    return out
+
+
+def test_it_is_small_and_says_how_well_it_drives():
+    bundle = Bundle.read(SHIPPED)
+    assert sum(len(data) for data in bundle.contents.values()) < 5e6
+    assert bundle.scores["worlds"] == 200
+    assert "README.md" in bundle.contents  # the model card
+    parity = bundle.training["parity"]
+    assert parity["ticks"] == 200
+    assert parity["max_action_error"] < 1e-4
+
+
+def test_it_drives(shipped):
+    assert shipped["success"] >= 0.7  # of 10 worlds; the 200 of the model card are another matter
+    assert shipped["attention_hit"] >= 0.7
+
+
+def test_without_spikes_it_is_lost(shipped, tmp_path):
+    lost = evaluate(silenced(tmp_path / "silenced"), WORLDS, SEED, frozenset(), False, 2)
+    assert lost["success"] <= 0.4
+    assert lost["success"] < shipped["success"] - 0.3
+
+
+def test_evaluate_ends_with_one_json_object(capsys):
+    assert main(["drive", "--worlds", "2", "--seed", str(SEED), "--json", "--without", "camera"]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert scores["worlds"] == 2
+    assert {"success", "collision_episodes", "alarm_obeyed", "success_by_task"} <= scores.keys()
+
+
+def test_the_expert_is_measured_in_the_same_worlds(capsys):
+    assert main(["drive", "--worlds", "3", "--seed", str(SEED), "--json", "--expert"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["success"] == 1.0
