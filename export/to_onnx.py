@@ -61,7 +61,7 @@ class EncoderPart(nn.Module):
         else:
             features, scores = self.encoder.net(x, text)
             looked = (scores.softmax(-1).view(1, *self.grid),)
-        h, state = self.encoder.step(features, State(v_in, h_in), dt)
+        h, _, state = self.encoder.step(features, State(v_in, h_in), dt)
         return h, *looked, state.v, h, _finite(state.v, h)
 
 
@@ -156,10 +156,11 @@ def simulated_inputs(recipe: Recipe, ticks: int) -> Iterator[ModelInputs]:
 
 def parity(
     recipe: Recipe, model: RobotMultiSensorModel, files: dict[str, bytes], parts: list[dict[str, Any]]
-) -> tuple[dict[str, float], list[tuple[ModelInputs, dict[str, np.ndarray]]]]:
+) -> tuple[dict[str, Any], list[tuple[ModelInputs, dict[str, np.ndarray]]]]:
     """Torch against plain ONNX Runtime on the same ticks, state carried on both sides.
 
-    Returns the largest error of any action, the share of spikes that differ, and the first ticks with their outputs.
+    Returns the largest error of any action, the share of spikes that differ and each stream's spike rate; and the first
+    ticks with their outputs.
     """
     import onnxruntime
 
@@ -167,17 +168,22 @@ def parity(
     options.intra_op_num_threads = 1
     sessions = {p["name"]: onnxruntime.InferenceSession(files[p["file"]], options) for p in parts}
     state, memory = model.zero_state(1), _Memory(parts)
-    worst, flips, spikes, trace = 0.0, 0, 0, []
+    worst, flips, neurons, trace = 0.0, 0, 0, []
+    fired: dict[str, list[np.ndarray]] = {spec.name: [] for spec in recipe.streams}
     for inputs in simulated_inputs(recipe, PARITY_TICKS):
-        action, state = step(model, inputs, state)
+        action, spikes, state = step(model, inputs, state)
+        for name, values in spikes.items():
+            fired[name].append(values)
         out = memory.step(sessions, model, inputs)
         worst = max(worst, float(np.abs(out["action"][0, 0] - action).max()))
         for name, encoder in state.encoders.items():  # a spike that differs leaves the membrane a threshold apart
             apart = np.abs(memory.state[name]["v"] - encoder.v.numpy()) > 0.5
-            flips, spikes = flips + int(apart.sum()), spikes + apart.size
+            flips, neurons = flips + int(apart.sum()), neurons + apart.size
         if len(trace) < GOLDEN_TICKS:
             trace.append((inputs, out))
-    return {"max_action_error": worst, "spike_disagreement": flips / spikes, "ticks": PARITY_TICKS}, trace
+    rates = {name: round(float(np.mean(values)), 3) for name, values in fired.items()}
+    report = {"ticks": PARITY_TICKS, "max_action_error": worst, "spike_disagreement": flips / neurons}
+    return {**report, "spike_rates": rates}, trace
 
 
 class _Memory:
@@ -221,7 +227,7 @@ class _Memory:
         return {"action": self.held["fusion.action"], "attention": attention, "gates": self.held["fusion.gates"]}
 
 
-def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, float]:
+def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any]:
     """Write the bundle of a checkpoint (`*.safetensors` beside its `recipe.yaml`) to the folder `out`.
 
     Raises EngineError if the graphs do not do what torch does; then nothing is written.
@@ -274,7 +280,9 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
-    print(f"{args.out}: {size:.2f} MB; against torch over {report['ticks']} ticks: {report}")
+    print(f"{args.out}: {size:.2f} MB")
+    for name, value in report.items():
+        print(f"{name:20} {value}")
     return 0
 
 

@@ -57,6 +57,7 @@ def test_it_is_small_and_says_how_well_it_drives():
     parity = bundle.training["parity"]
     assert parity["ticks"] == 200
     assert parity["max_action_error"] < 1e-4
+    assert all(0.02 <= rate <= 0.6 for rate in parity["spike_rates"].values())
 
 
 def test_it_drives(shipped):

@@ -140,11 +140,11 @@ class ModalityEncoder(nn.Module):
     def zero_state(self, batch: int) -> EncoderState:
         return EncoderState(torch.zeros(batch, self.lif.units), torch.zeros(batch, self.cfc.units))
 
-    def step(self, features: Tensor, state: EncoderState, dt: Tensor) -> tuple[Tensor, EncoderState]:
-        """features (B, net.features) -> token (B, liquid_units), state."""
+    def step(self, features: Tensor, state: EncoderState, dt: Tensor) -> tuple[Tensor, Tensor, EncoderState]:
+        """features (B, net.features) -> token (B, liquid_units), spikes (B, spiking_units), state."""
         spikes, v = self.lif.step(self.current(features), state.v, dt)
         h = self.cfc.step(spikes, state.h, dt)
-        return h, EncoderState(v, h)
+        return h, spikes, EncoderState(v, h)
 
     def scan(
         self, features: Tensor, state: EncoderState, dt: Tensor, keep: Tensor, reset: Tensor

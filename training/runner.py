@@ -16,11 +16,13 @@ from training.recipe import Recipe
 
 
 @torch.no_grad()
-def step(model: RobotMultiSensorModel, inputs: ModelInputs, state: ModelState) -> tuple[np.ndarray, ModelState]:
-    """One tick, batch 1 -> action (action_dim,), state."""
+def step(
+    model: RobotMultiSensorModel, inputs: ModelInputs, state: ModelState
+) -> tuple[np.ndarray, dict[str, np.ndarray], ModelState]:
+    """One tick, batch 1 -> action (action_dim,), the spikes (spiking_units,) of the streams that stepped, state."""
     if inputs.reset:
         state = model.zero_state(1)
-    encoders, held = dict(state.encoders), dict(state.held)
+    encoders, held, spikes = dict(state.encoders), dict(state.held), {}
     for spec in sorted(model.streams, key=lambda s: s.kind != "text"):
         if spec.name not in inputs.fresh:
             continue
@@ -29,12 +31,13 @@ def step(model: RobotMultiSensorModel, inputs: ModelInputs, state: ModelState) -
         before = encoder.zero_state(1) if reset else encoders[spec.name]
         batch, dt = torch.from_numpy(x)[None], torch.tensor([[dt_s]], dtype=torch.float32)
         features = encoder.net(batch, held[model.text])[0] if spec.kind == "image" else encoder.net(batch)
-        held[spec.name], encoders[spec.name] = encoder.step(features, before, dt)
+        held[spec.name], fired, encoders[spec.name] = encoder.step(features, before, dt)
+        spikes[spec.name] = fired[0].numpy()
     mask, age = torch.from_numpy(inputs.mask)[None], torch.from_numpy(inputs.age)[None]
     fused, _, _ = model.fusion([held[spec.name] for spec in model.streams], mask, age)
     h = model.core.step(fused, state.h, torch.tensor([[inputs.dt_s]], dtype=torch.float32))
     action, _ = model.act(h)
-    return action[0].numpy(), ModelState(encoders, held, h)
+    return action[0].numpy(), spikes, ModelState(encoders, held, h)
 
 
 class TorchPipeline:
@@ -61,5 +64,5 @@ class TorchPipeline:
     def tick(self, now_ns: int) -> np.ndarray:
         self._rule.ticked(now_ns)
         inputs = model_inputs(self.recipe.streams, self._aligner.window(now_ns), self._vocabulary)
-        action, self._state = step(self.model, inputs, self._state)
+        action, _, self._state = step(self.model, inputs, self._state)
         return action
