@@ -33,6 +33,7 @@ class View(NamedTuple):
     valid: np.ndarray | None
     stamp_ns: int  # capture time of the newest data; 0 if never seen
     age_s: float  # inf if never seen
+    silent_s: float  # since the newest data arrived; inf if never seen
     present: bool  # seen, and not older than max_age_ms
     fresh: bool  # present, and not handed out by an earlier window: the model should step on it
     dt_s: float  # capture time since the stream's last step; the nominal period on the first
@@ -79,6 +80,7 @@ class Aligner:
             for spec in specs
         }
         self._t_ns: int | None = None
+        self._restart = False
 
     def push(self, sample: Sample) -> None:
         """Take a sample in; constant time, no lock. Raises KeyError for a stream without a spec."""
@@ -91,17 +93,26 @@ class Aligner:
         """What is visible at `t_ns`. A time before the last window's means the clock jumped: everything starts anew."""
         last_ns, self._t_ns = self._t_ns, t_ns
         jumped_back = last_ns is not None and t_ns < last_ns
-        reset = last_ns is not None and (jumped_back or t_ns - last_ns > self._max_gap_ns)
+        reset = self._restart or (last_ns is not None and (jumped_back or t_ns - last_ns > self._max_gap_ns))
+        self._restart = False
         dt_s = self._tick_period_s if last_ns is None or reset else (t_ns - last_ns) / NS
         if jumped_back:
             for stream in self._streams.values():
                 stream.jump(t_ns)
         return Window(t_ns, dt_s, reset, {name: stream.view(t_ns, reset) for name, stream in self._streams.items()})
 
+    def restart(self) -> None:
+        """The model has lost its state: the next window is a reset, and gives all that is present again."""
+        self._restart = True
+
     def counts(self, stream: str) -> Counter[str]:
         """How many samples of `stream` were `admitted`, `late`, `duplicate`, `future`, lost to `overflow` or
         `reanchored`; for audio also `gap` and `overlap`."""
         return self._streams[stream].counts
+
+    def refusal(self, stream: str) -> str:
+        """Why the last sample that was not admitted was not; empty if all were."""
+        return self._streams[stream].refusal
 
     def offset_ns(self, stream: str) -> int:
         """What is subtracted from the stream's stamps since its clock was found to be off; 0 if it never was."""
@@ -118,7 +129,8 @@ class TickRule:
         self._last_ns: int | None = None
 
     def pushed(self, stream: str) -> None:
-        self._anchor_came |= stream == self.anchor
+        if stream == self.anchor:  # no read-modify-write: several threads push
+            self._anchor_came = True
 
     def due(self, now_ns: int) -> bool:
         late = self._last_ns is None or not 0 <= now_ns - self._last_ns < self._max_period_ns
@@ -140,28 +152,31 @@ class _Latest:
         self.pending: deque[Sample] = deque(maxlen=max(16, int(spec.rate_hz * (1.0 + spec.window_ms / 1e3) * 2)))
         self.counts: Counter[str] = Counter()
         self.offset_ns = 0
+        self.refusal = ""
         self._not_yet: list[Sample] = []  # drained, but arrived after the last window
         self.clear()
 
     def clear(self) -> None:
         self._skews_ns: list[int] = []
         self.newest_ns: int | None = None
+        self.arrival_ns = 0  # of the newest
         self.stepped_ns: int | None = None
         self.data: Any = None
 
     def jump(self, t_ns: int) -> None:
         """The robot's clock went back to `t_ns`: what came before has no time any more. A command is still in force."""
-        data = self.data
+        waiting = [*self._not_yet, *(self.pending.popleft() for _ in range(len(self.pending)))]
+        data = waiting[-1].data if waiting else self.data
         self.clear()
-        self._admit_until(t_ns)
-        self._not_yet.clear()
-        if self.spec.latched and self.newest_ns is None and data is not None:
-            self.newest_ns, self.data = t_ns, data
+        self._not_yet = [] if self.spec.latched else [s for s in waiting if s.arrival_ns <= t_ns]
+        if self.spec.latched and data is not None:
+            self.newest_ns = self.arrival_ns = t_ns
+            self.data = data
 
     def view(self, t_ns: int, reset: bool) -> View:
         self._admit_until(t_ns)
         if self.newest_ns is None:
-            return View(None, None, 0, float("inf"), False, False, self.period_s, reset)
+            return View(None, None, 0, float("inf"), float("inf"), False, False, self.period_s, reset)
         age_ns = t_ns - self.newest_ns
         present = self.spec.latched or age_ns <= self.max_age_ns
         fresh = present and (reset or self.newest_ns != self.stepped_ns)  # state that starts anew must see it again
@@ -174,7 +189,8 @@ class _Latest:
                 dt_s = self.period_s if reset else dt_ns / NS
             self.stepped_ns = self.newest_ns
         data, valid = self._window()
-        return View(data, valid, self.newest_ns, age_ns / NS, present, fresh, dt_s, reset)
+        silent_s = (t_ns - self.arrival_ns) / NS
+        return View(data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset)
 
     def _admit_until(self, t_ns: int) -> None:
         waiting = self._not_yet + [self.pending.popleft() for _ in range(len(self.pending))]
@@ -192,33 +208,38 @@ class _Latest:
         stamp_ns = self._stamp_ns(sample) - self.offset_ns
         if stamp_ns - sample.arrival_ns > self.tolerance_ns:
             self._refuse("future", sample)
-        elif self.newest_ns is not None and stamp_ns <= self.newest_ns and not self._fills_hole(sample):
+        elif self.newest_ns is not None and stamp_ns <= self.newest_ns and not self._fill_hole(sample):
             self._refuse("duplicate" if stamp_ns == self.newest_ns else "late", sample)
         else:
             if self._skews_ns:
                 self._skews_ns.clear()
             self.counts["admitted"] += 1
             self._take(stamp_ns, sample.data)
+            self.arrival_ns = sample.arrival_ns
 
     def _refuse(self, why: str, sample: Sample) -> None:
         """Count it. A sensor's clock that is wrong, but steadily so, is believed after a while: otherwise one wrong
         clock would silence the stream for good. Samples that are merely late say nothing about a clock."""
         self.counts[why] += 1
-        skew_ns = self._stamp_ns(sample) - sample.arrival_ns
+        skew_ns = self._stamp_ns(sample) - self.offset_ns - sample.arrival_ns
+        self.refusal = f"{why}: stamp {skew_ns / 1e6:+.0f} ms from its arrival" + (
+            f", allowed {self.tolerance_ns / 1e6:+.0f} ms" if why == "future" else ", not newer than the one before"
+        )
         if why != "future" and -skew_ns <= self.max_gap_ns:
             return
         if self._skews_ns and abs(skew_ns - self._skews_ns[0]) > self.tolerance_ns:
             self._skews_ns.clear()
         self._skews_ns.append(skew_ns)
         if len(self._skews_ns) >= self.reanchor_after:
-            self.offset_ns = max(self._skews_ns)
+            self.offset_ns += max(self._skews_ns)
             self.counts["reanchored"] += 1
             self.clear()
 
     def _stamp_ns(self, sample: Sample) -> int:
         return sample.stamp_ns
 
-    def _fills_hole(self, sample: Sample) -> bool:
+    def _fill_hole(self, sample: Sample) -> bool:
+        """Put an old sample where it is missed; False if it is not."""
         return False
 
     def _take(self, stamp_ns: int, data: Any) -> None:
@@ -264,7 +285,7 @@ class _Sound(_Latest):
         """The end of the chunk: a chunk is as new as its last sample."""
         return sample.stamp_ns + len(sample.data.samples) * NS // sample.data.sample_rate_hz
 
-    def _fills_hole(self, sample: Sample) -> bool:
+    def _fill_hole(self, sample: Sample) -> bool:
         if self._end is None:
             return False
         first = self._at + sample.data.first_sample - self._end

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mm_edge.align import NS
+from mm_edge.align import NS, Aligner
 from mm_edge.errors import SampleError
 from mm_edge.types import StreamSpec
 
 DEAD_AFTER_S = 2.0
 SLOW_BELOW = 0.5  # of the rate the model was made for
 RATE_OVER = 10  # sample periods
+MISPLACED = ("future", "late", "duplicate")  # counts of the aligner
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,16 @@ class Health:
     dropped: dict[str, int]  # part -> steps dropped because they were not finite
 
 
-def absence(spec: StreamSpec, age_s: float) -> str | None:
-    """Why a stream of this age cannot be used; None if it can."""
+def absence(spec: StreamSpec, age_s: float, silent_s: float) -> str | None:
+    """Why a stream whose data are this old, and last came this long ago, cannot be used; None if it can."""
     if age_s == float("inf"):
         return f"{spec.name} never seen"
     if spec.latched or round(age_s * NS) <= round(spec.max_age_ms * 1e6):  # as the aligner has it, to the nanosecond
         return None
-    if age_s > max(DEAD_AFTER_S, spec.max_age_ms / 1e3):
-        return f"{spec.name} dead: silent for {age_s:.1f} s"
+    if silent_s > max(DEAD_AFTER_S, spec.max_age_ms / 1e3):
+        return f"{spec.name} dead: silent for {silent_s:.1f} s"
+    if age_s - silent_s > DEAD_AFTER_S:  # a slow link or a wrong clock: one cannot tell which, so it is not corrected
+        return f"{spec.name} skewed: stamps lie {age_s - silent_s:.1f} s behind arrival"
     return f"{spec.name} stale {age_s * 1e3:.0f} ms > {spec.max_age_ms:.0f} ms"
 
 
@@ -52,7 +54,7 @@ class StreamMonitor:
 
     def __init__(self, spec: StreamSpec):
         self.spec = spec
-        self._refused = self._refused_reported = 0
+        self._refused = self._refused_reported = self._misplaced_reported = 0
         self._last_refusal = ""
         self._since: tuple[int, int] | None = None  # time and samples admitted when the rate was last measured
         self._rate_hz: float | None = None
@@ -61,9 +63,11 @@ class StreamMonitor:
         self._refused += 1
         self._last_refusal = str(error)
 
-    def report(self, now_ns: int, age_s: float, counts: Mapping[str, int], offset_ns: int) -> StreamHealth:
-        """Args: the stream's age at `now_ns`, its counts so far and its clock's offset, as the aligner has them."""
-        reasons = [absence(self.spec, age_s)]
+    def report(self, now_ns: int, age_s: float, silent_s: float, aligner: Aligner) -> StreamHealth:
+        """How the stream fares at `now_ns`, with data of this age that came this long ago."""
+        name = self.spec.name
+        counts, offset_ns = dict(aligner.counts(name)), aligner.offset_ns(name)
+        reasons = [absence(self.spec, age_s, silent_s)]
         self._measure(now_ns, counts.get("admitted", 0))
         if self._rate_hz is not None and self._rate_hz < SLOW_BELOW * self.spec.rate_hz:
             reasons.append(f"{self.spec.name} too slow: {self._rate_hz:.1f} Hz, expected {self.spec.rate_hz:g} Hz")
@@ -72,6 +76,10 @@ class StreamMonitor:
         if new := self._refused - self._refused_reported:
             reasons.append(f"{new} refused: {self._last_refusal}")
             self._refused_reported += new
+        misplaced = sum(counts.get(what, 0) for what in MISPLACED)
+        if new := misplaced - self._misplaced_reported:
+            reasons.append(f"{new} out of time, the last {aligner.refusal(name)}")
+            self._misplaced_reported = misplaced
         found = tuple(reason for reason in reasons if reason)
         counted = {**counts, "refused": self._refused}
         return StreamHealth(self.spec.name, self.spec.required, found, age_s, self._rate_hz, counted)

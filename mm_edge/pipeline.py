@@ -77,6 +77,7 @@ class Pipeline:
         self.model.reset()
         self._previous = [0.0] * len(self._limits.names)  # the last action
         self._last: Output | None = None
+        self._silent_s = dict.fromkeys(self.specs, float("inf"))
 
     def push(self, sample: Sample) -> bool:
         """Take a sample in: no lock, no copy, from any thread. False if refused, which `health` counts with why."""
@@ -107,6 +108,8 @@ class Pipeline:
             outputs = self.model.step(model_inputs(self.bundle.streams, window, self.bundle.vocabulary))
         except EdgeError as error:  # an engine that fails: the robot must hear of it, and stop
             outputs = ModelOutputs({}, np.ones(len(self.specs), np.float32), (str(error),))
+            self._aligner.restart()  # some parts may have stepped, others not
+        self._silent_s = {name: view.silent_s for name, view in window.views.items()}
         self._last = self._output(window, outputs)
         return self._last
 
@@ -116,8 +119,7 @@ class Pipeline:
         streams = []
         for name, monitor in self._monitors.items():
             age_s = (now_ns - sources[name]) / NS if name in sources else float("inf")
-            counts, offset_ns = dict(self._aligner.counts(name)), self._aligner.offset_ns(name)
-            streams.append(monitor.report(now_ns, age_s, counts, offset_ns))
+            streams.append(monitor.report(now_ns, age_s, self._silent_s[name], self._aligner))
         reasons = self._last.reasons if self._last else ("no tick yet",)
         dropped = {name: part.dropped_steps for name, part in self.model.parts.items() if part.dropped_steps}
         return Health(self.engine, tuple(streams), reasons, dropped)
@@ -132,10 +134,12 @@ class Pipeline:
             if view.data is not None:
                 sources[name] = view.stamp_ns
             if not mask[name]:
-                why = absence(stream, view.age_s) or f"{name} dropped: its features are not finite"
+                why = absence(stream, view.age_s, view.silent_s) or f"{name} dropped: its features are not finite"
                 (reasons if stream.required else notes).append(why)
-        if not any(mask.values()):
-            reasons.append("no stream is present" if sources else "warming up: no stream seen yet")
+        sensors = [stream.name for stream in self.bundle.streams if not stream.latched]
+        if sensors and not any(mask[name] for name in sensors):  # a command alone is nothing to drive by
+            seen = any(name in sources for name in sensors)
+            reasons.append("no sensor is present" if seen else "warming up: no sensor seen yet")
         if window.reset:
             notes.append("time jumped or stood still: all state starts anew")
         action = None

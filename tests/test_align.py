@@ -103,6 +103,43 @@ def test_a_clock_that_jumped_back_is_believed_after_a_while():
     assert view(aligner, 1100).age_s == 0.0
 
 
+def test_a_clock_that_was_mended_after_it_was_believed_is_believed_again():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    for i in range(100):
+        ahead_ms = 60_000 if i < 20 else 0
+        aligner.push(camera(i * 100 + ahead_ms, arrival_ms=i * 100))
+        seen = view(aligner, i * 100)
+    assert aligner.counts("camera")["reanchored"] == 2
+    assert (seen.present, seen.age_s, aligner.offset_ns("camera")) == (True, 0.0, 0)
+
+
+def test_a_command_survives_a_small_step_back_of_the_clock():
+    aligner = Aligner([TEXT], tick_period_s=0.1)
+    aligner.push(Sample("text", T0, T0, "go"))
+    aligner.window(T0 + 200 * MS)
+    aligner.push(Sample("text", T0 + 250 * MS, T0 + 250 * MS, "stop"))
+    assert view(aligner, 100, "text").data == "stop"
+
+
+def test_a_model_that_lost_its_state_is_given_all_that_is_present_again():
+    aligner = Aligner([CAMERA, TEXT], tick_period_s=0.1)
+    aligner.push(camera(0))
+    aligner.push(Sample("text", T0, T0, "go"))
+    aligner.window(T0)
+    aligner.restart()
+    window = aligner.window(T0 + 100 * MS)
+    assert window.reset
+    assert window.views["camera"].fresh and window.views["text"].fresh
+    assert not aligner.window(T0 + 200 * MS).reset
+
+
+def test_a_refusal_says_why():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    aligner.push(camera(900, arrival_ms=0))
+    aligner.window(T0)
+    assert aligner.refusal("camera") == "future: stamp +900 ms from its arrival, allowed +50 ms"
+
+
 def test_a_gap_starts_the_streams_state_anew():
     aligner = Aligner([CAMERA], tick_period_s=0.1, max_gap_ms=1000)
     aligner.push(camera(0))

@@ -55,7 +55,7 @@ def test_it_is_small_and_says_how_well_it_drives():
     assert bundle.scores["worlds"] == 200
     assert "README.md" in bundle.contents  # the model card
     parity = bundle.training["parity"]
-    assert parity["ticks"] == 200
+    assert parity["ticks"] >= 200
     assert parity["max_action_error"] < 1e-4
     assert all(0.02 <= rate <= 0.6 for rate in parity["spike_rates"].values())
 

@@ -47,7 +47,7 @@ def bundle(recipe, model, tmp_path_factory) -> Bundle:
     save_file(model.state_dict(), folder / "random.safetensors")
     (folder / "recipe.yaml").write_text(RECIPE.read_text())
     report = export(folder / "random.safetensors", folder / "bundle", scores={})
-    assert report["ticks"] == 200
+    assert report["ticks"] >= 200
     assert report["max_action_error"] < 1e-5
     assert report["spike_disagreement"] <= 1e-4
     return Bundle.read(folder / "bundle")
@@ -71,13 +71,13 @@ def tables(recipe, recording) -> Tables:
 def replayed(bundle, recording):
     """The pipeline's outputs for the recording, and what its model was given on each tick."""
     pipeline, given = Pipeline(bundle, engine="cpu"), []
-    model_step = pipeline._model.step
+    model_step = pipeline.model.step
 
     def spy(inputs):
         given.append(inputs)
         return model_step(inputs)
 
-    pipeline._model.step = spy
+    pipeline.model.step = spy
     return list(replay(pipeline, events(recording, bundle.streams, bundle.tick))), given
 
 

@@ -1,4 +1,4 @@
-"""The one training loop: recipes, resuming, and that it learns."""
+"""The one training loop: recipes, resuming, what modality dropout does to time, and that it learns."""
 
 from pathlib import Path
 
@@ -8,11 +8,14 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("accelerate", reason="training needs accelerate")
 pytest.importorskip("mujoco", reason="episodes come from the simulator")
 
+import numpy as np
 from safetensors.torch import load_file
 
 from training import drive
+from training.batches import Lanes
 from training.models import CrossModalAttentionFusion
 from training.recipe import read_recipe
+from training.tables import load_tables
 from training.train import RECIPES, train
 
 SMALL = [
@@ -57,6 +60,48 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(trained, tmp_pa
     want, got = (load_file(folder / "round1.safetensors") for folder in (trained, tmp_path))
     for name, weights in want.items():
         torch.testing.assert_close(got[name], weights, rtol=0, atol=0)
+
+
+def test_a_folder_of_another_recipe_is_refused(trained):
+    with pytest.raises(ValueError, match="was made by another recipe"):
+        train(read_recipe(RECIPES / "drive.yaml"), trained, workers=1)
+
+
+def test_it_learns(trained):
+    recipe = read_recipe(RECIPES / "drive.yaml", SMALL)
+    model = drive.build_model(recipe)
+    batch = Lanes([load_tables(p) for p in (trained / "episodes" / "round0").glob("*.npz")], 2, 16, seed=0).next()
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    losses = []
+    for _ in range(20):
+        result, _ = model(batch, model.zero_state(2))
+        total, _ = drive.loss(model, batch, result)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(total.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_dropped_camera_slows_the_ticks_as_on_a_robot():
+    """Tables with the camera dead from the start: absent, at its greatest age, and ticks 100 ms apart."""
+    recipe = read_recipe(RECIPES / "drive.yaml")
+    seed = next(s for s in range(1000) if ("camera", -1.0, np.inf) in drive.Dropout(s).spans)
+    tables = drive.demonstrate(recipe, seed, recipe.rounds[0], student=None)
+    assert len(tables.steps["camera"].x) == 0
+    assert (tables.mask[:, 0] == 0).all()
+    assert (tables.age[:, 0] == np.float32(0.3)).all()
+    assert tables.dt[1:].min() >= 0.1
+    assert tables.mask[:, -1].all()  # the command
+
+
+def test_a_lane_begins_where_its_episode_does(trained):
+    tables = [load_tables(p) for p in (trained / "episodes" / "round0").glob("*.npz")]
+    lanes = Lanes(tables, lanes=2, ticks=8, seed=0)
+    first, second = lanes.next(), lanes.next()
+    assert first.start.all()
+    assert not second.start.any()
+    assert (first.steps["text"].at[:, -1] == 1).all()  # the command came in the first chunk
 
 
 def test_unknown_keys_are_refused_with_a_hint():

@@ -44,36 +44,37 @@ class Batch:
     start: Tensor  # bool (B,): the lane begins anew
     labels: dict[str, Tensor]  # (B, T, ...)
 
+    def to(self, device: torch.device) -> Batch:
+        def move(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: move(v) for k, v in value.items()}
+            if isinstance(value, StepBatch):
+                return StepBatch(**move(vars(value)))
+            return value.to(device)
+
+        return Batch(**move(vars(self)))
+
 
 class Lanes:
-    """An endless supply of batches; `state_dict` makes resuming exact.
+    """An endless supply of batches; `state_dict` makes resuming exact. A lane starts from zero state where its episode
+    does, and nowhere else: in the middle of one it would not know the command."""
 
-    Args:
-        forget: how often a lane starts its chunk from zero state, as a robot does after a reset.
-    """
-
-    def __init__(
-        self, episodes: Sequence[Tables], lanes: int, ticks: int, seed: int, forget: float = 0.05, text: str = "text"
-    ):
-        self._episodes, self._ticks, self._forget, self._text = episodes, ticks, forget, text
+    def __init__(self, episodes: Sequence[Tables], lanes: int, ticks: int, seed: int, text: str = "text"):
+        self._episodes, self._ticks, self._text = episodes, ticks, text
         self._rng = np.random.default_rng(seed)
         self._order: list[int] = []
         self._lanes = [[self._next_episode(), 0] for _ in range(lanes)]
-        for lane in self._lanes:  # not all at the begin of an episode at once
-            lane[1] = int(self._rng.integers(0, max(1, len(episodes[lane[0]]) - ticks // 2)))
-        self._started = [True] * lanes
 
     def next(self) -> Batch:
         chunks, start = [], []
-        for i, lane in enumerate(self._lanes):
+        for lane in self._lanes:
             episode, begin = lane
             end = min(begin + self._ticks, len(self._episodes[episode]))
             chunks.append((self._episodes[episode], begin, end))
-            start.append(self._started[i] or self._rng.random() < self._forget)
-            lane[1], self._started[i] = end, False
+            start.append(begin == 0)
+            lane[1] = end
             if end >= len(self._episodes[episode]):
                 lane[:] = [self._next_episode(), 0]
-                self._started[i] = True
         return make_batch(chunks, start, self._ticks, self._text)
 
     def _next_episode(self) -> int:
@@ -82,13 +83,11 @@ class Lanes:
         return self._order.pop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "rng": self._rng.bit_generator.state, "order": self._order, "lanes": self._lanes, "started": self._started,
-        }  # fmt: skip
+        return {"rng": self._rng.bit_generator.state, "order": self._order, "lanes": self._lanes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rng.bit_generator.state = state["rng"]
-        self._order, self._lanes, self._started = state["order"], state["lanes"], state["started"]
+        self._order, self._lanes = state["order"], state["lanes"]
 
 
 def make_batch(chunks: Sequence[tuple[Tables, int, int]], start: Sequence[bool], ticks: int, text: str) -> Batch:

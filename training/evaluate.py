@@ -2,7 +2,7 @@
 
     python -m training.evaluate drive --worlds 200 --seed 900000 --json
     python -m training.evaluate drive --without camera          # that sensor dead from the start
-    python -m training.evaluate drive --all-masks --worlds 50   # every one dead, each in the same worlds
+    python -m training.evaluate drive --all-masks --worlds 50   # every subset of them dead, each in the same worlds
     python -m training.evaluate drive --expert                  # what the demonstrator gets in the same worlds
 
 The exported bundle drives, through the same Pipeline as on a robot. The same seed gives the same worlds.
@@ -11,14 +11,17 @@ The exported bundle drives, through the same Pipeline as on a robot. The same se
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -40,7 +43,7 @@ class Result:
 
     outcome: Outcome
     frames: int = 0  # that show the named object
-    hits: int = 0  # of these, how often attention's peak lay on it
+    hits: int = 0  # of these, how often attention's peak, as it is drawn, lay on it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             Bundle.read(args.bundle)  # a bad bundle is refused here, not in a worker
         if args.all_masks:
             scores: dict[str, Any] = {"worlds": args.worlds, "seed": args.seed, "masks": {}}
-            for dead in ((), *((s,) for s in SENSORS), ("camera", "scan"), ("audio", "scan"), SENSORS):
-                name = "none" if not dead else "all" if dead == SENSORS else "+".join(dead)
+            for dead in [*subsets(SENSORS[:-1]), ("text",)]:  # without a command there is nothing to compare
+                name = "+".join(dead) or "none"
                 scores["masks"][name] = evaluate(
                     args.bundle, args.worlds, args.seed, frozenset(dead), False, args.workers
                 )
@@ -75,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, row in scores.get(
         "masks", {"expert" if args.expert else "+".join(args.without) or "none": scores}
     ).items():
-        print(f"dead: {name:14} {_line(row)}" if not args.expert else f"expert: {_line(row)}")
+        print(f"dead: {name:23} {_line(row)}" if not args.expert else f"expert: {_line(row)}")
     if args.json:
         print(json.dumps(scores))
     return 0
@@ -88,6 +91,10 @@ def evaluate(bundle: Path, worlds: int, seed: int, dead: frozenset[str], expert:
         bar = tqdm(pool.imap(_drive, jobs), "worlds", total=worlds, leave=False)
         results = list(bar)
     return summarise(results)
+
+
+def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
+    return [chosen for n in range(len(names) + 1) for chosen in itertools.combinations(names, n)]
 
 
 def summarise(results: list[Result]) -> dict[str, Any]:
@@ -146,12 +153,8 @@ def _drive(job: tuple[Path | None, int, frozenset[str]]) -> Result:
         for attention in output.attention:
             mask = episode.sensors.target_masks.get(attention.stamp_ns)
             if not episode.world.room.by_sound and mask is not None and mask.sum() >= SHOWN_PIXELS:
-                rows, cols = attention.weights.shape
-                row, col = np.unravel_index(attention.weights.argmax(), attention.weights.shape)
-                cell = mask[
-                    row * HEIGHT // rows : (row + 1) * HEIGHT // rows, col * WIDTH // cols : (col + 1) * WIDTH // cols
-                ]
-                seen[attention.stamp_ns] = bool(cell.any())
+                drawn = cv2.resize(attention.weights, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)  # as the overlay
+                seen[attention.stamp_ns] = bool(mask.flat[drawn.argmax()])
 
     outcome = episode.run(PipelineDriver(pipeline, dead, look))
     return Result(outcome, len(seen), sum(seen.values()))

@@ -138,7 +138,8 @@ class ModalityEncoder(nn.Module):
         self.cfc = CfC(config.spiking_units, config.liquid_units, period_s)
 
     def zero_state(self, batch: int) -> EncoderState:
-        return EncoderState(torch.zeros(batch, self.lif.units), torch.zeros(batch, self.cfc.units))
+        zeros = self.cfc.bias.new_zeros
+        return EncoderState(zeros(batch, self.lif.units), zeros(batch, self.cfc.units))
 
     def step(self, features: Tensor, state: EncoderState, dt: Tensor) -> tuple[Tensor, Tensor, EncoderState]:
         """features (B, net.features) -> token (B, liquid_units), spikes (B, spiking_units), state."""
@@ -271,7 +272,7 @@ class RobotMultiSensorModel(nn.Module):
         return ModelState(
             encoders=encoders,
             held={name: torch.zeros_like(state.h) for name, state in encoders.items()},
-            h=torch.zeros(batch, self.core.units),
+            h=self.core.bias.new_zeros(batch, self.core.units),
         )
 
     def forward(self, batch: Batch, state: ModelState) -> tuple[ModelResult, ModelState]:

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,19 +46,22 @@ def main(argv: list[str] | None = None) -> int:
     path = RECIPES / f"{args.recipe}.yaml" if not args.recipe.endswith(".yaml") else Path(args.recipe)
     try:
         recipe = read_recipe(path, args.overrides)
+        torch.set_num_threads(args.threads)
+        print(f"trained: {train(recipe, args.out or Path('runs') / recipe.task, args.workers)}")
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    torch.set_num_threads(args.threads)
-    out = args.out or Path("runs") / recipe.task
-    print(f"trained: {train(recipe, out, args.workers)}")
     return 0
 
 
 def train(recipe: Recipe, out: Path, workers: int) -> Path:
-    """Train by the recipe into the folder `out`; returns the final weights' file."""
+    """Train by the recipe into the folder `out`; returns the final weights' file. Raises ValueError if what is there
+    was made by another recipe."""
+    kept = out / "recipe.yaml"
+    if kept.exists() and yaml.safe_load(kept.read_text()) != recipe.raw:
+        raise ValueError(f"{out}: was made by another recipe ({kept}); remove it, or give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.raw, sort_keys=False))
+    kept.write_text(yaml.safe_dump(recipe.raw, sort_keys=False))
     episodes: list[Tables] = []
     student: Path | None = None
     for index in range(len(recipe.rounds)):
@@ -70,7 +74,8 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
                 if student is not None:
                     model.load_state_dict(load_file(student))
                 _train_round(recipe, index, model, episodes, out)
-                save_file(model.state_dict(), weights)
+                save_file(model.state_dict(), weights.with_suffix(".part"))
+                weights.with_suffix(".part").rename(weights)  # whole or not at all
         student = weights
     assert student is not None, "a recipe has at least one round"
     return student
@@ -80,11 +85,13 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
 def _cpu_minutes(out: Path, stage: str) -> Iterator[None]:
     """Add what is spent within, by this process and those it waited for, to the stage's entry in cpu_minutes.json."""
     before = sum(os.times()[:4])
-    yield
-    file = out / "cpu_minutes.json"
-    spent = json.loads(file.read_text()) if file.exists() else {}
-    spent[stage] = round(spent.get(stage, 0.0) + (sum(os.times()[:4]) - before) / 60, 2)
-    file.write_text(json.dumps(spent, indent=2))
+    try:
+        yield
+    finally:
+        file = out / "cpu_minutes.json"
+        spent = json.loads(file.read_text()) if file.exists() else {}
+        spent[stage] = round(spent.get(stage, 0.0) + (sum(os.times()[:4]) - before) / 60, 2)
+        file.write_text(json.dumps(spent, indent=2))
 
 
 class _Progress:
@@ -110,7 +117,7 @@ def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episo
     accelerator.init_trackers(f"logs/round{index}")
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config.warm_up_steps, round_))
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    wrapped, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     progress = _Progress(
         Lanes(episodes, config.lanes, config.ticks, recipe.seed + index), model.zero_state(config.lanes)
     )
@@ -122,8 +129,8 @@ def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episo
     bar = tqdm(range(progress.step, round_.steps), f"round {index}: train", initial=progress.step, total=round_.steps)
     smooth: dict[str, float] = {}
     for step in bar:
-        batch = progress.lanes.next()
-        result, progress.state = model(batch, progress.state)
+        batch = progress.lanes.next().to(accelerator.device)
+        result, progress.state = wrapped(batch, progress.state)
         total, parts = drive.loss(model, batch, result)
         optimizer.zero_grad()
         accelerator.backward(total)
@@ -137,9 +144,17 @@ def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episo
             accelerator.log(values, step=step)
             bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()})
         if progress.step % config.save_every_steps == 0:
-            accelerator.save_state(str(saved))
-            (saved / "round.json").write_text(json.dumps({"round": index}))
+            _save(accelerator, saved, index)
     accelerator.end_training()
+
+
+def _save(accelerator: Accelerator, folder: Path, index: int) -> None:
+    """Whole or not at all."""
+    part = folder.with_suffix(".part")
+    accelerator.save_state(str(part))
+    (part / "round.json").write_text(json.dumps({"round": index}))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def _schedule(step: int, warm_up: int, round_: Round) -> float:

@@ -1,7 +1,8 @@
-"""The demonstrator: knows the room, but only acts on what the robot could have sensed, so that it can be imitated.
+"""The demonstrator: it knows the whole room, but looks for a target it could not have seen, so that it can be imitated.
 
-It follows the cheapest path to the target on a grid, slows down where it is narrow, stops for the alarm, and, told to
-go to something it has not seen for a while, turns around to look for it.
+It makes straight for the farthest point of the cheapest path that it can reach in a straight line, so that what it does
+follows from where the target and the nearest obstacles are; slows down where it is narrow; stops for the alarm; and,
+told to go to something it has not seen for a while, turns left until it sees it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mm_edge.sim.world import CAMERA_FOV_DEG, V_MAX, World
 
 CELL_M = 0.1
 ROBOT_RADIUS_M = 0.18
-MEMORY_S = 3.0  # how long it goes on toward a target out of sight
+MARGIN_M = 0.05  # kept beside the robot
+MEMORY_S = 2.0  # how long it goes on toward a target out of sight
 LOOK_S = 6.0  # then it turns, a little more than once around, before it goes on all the same
 _NEIGHBOURS = [(a, b, math.hypot(a, b)) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
 _SEEN = np.array([1, 0, 0, 0, 0, 0], np.uint8)
@@ -28,7 +30,6 @@ class Expert:
 
     def __init__(self, world: World):
         self.world = world
-        self._side = 1.0  # where the target was last seen: left
         self._seen_s = -math.inf
         room = world.room
         self._others = [*(o for i, o in enumerate(room.objects) if i != room.target), *room.obstacles]
@@ -40,11 +41,9 @@ class Expert:
         t = self.world.t_s
         if self.sees_target() or self.world.room.by_sound:
             self._seen_s = t
-            if abs(bearing := self.world.bearing(self.world.room.target)[1]) > 0.05:
-                self._side = math.copysign(1.0, bearing)
         since = t - max(self._seen_s, 0.0) if self._seen_s >= 0 else t + MEMORY_S
         if since > MEMORY_S and (since - MEMORY_S) % (LOOK_S + 2.0) < LOOK_S:
-            return np.array([0.0, 1.2 * self._side])
+            return np.array([0.0, 1.2])
         x, y, yaw = self.world.pose()
         ahead_x, ahead_y = self._look_ahead(x, y)
         error = (math.atan2(ahead_y - y, ahead_x - x) - yaw + math.pi) % (2 * math.pi) - math.pi
@@ -76,18 +75,28 @@ class Expert:
         return nearest
 
     def _look_ahead(self, x: float, y: float) -> tuple[float, float]:
-        """A point half a metre down the cheapest path."""
+        """The farthest point down the cheapest path with a clear straight line to it; at least 0.3 m down the path."""
         hx, hy = self.world.room.half
         n, m = self._cost_to_go.shape
         i = min(max(round((x + hx) / CELL_M), 0), n - 1)
         j = min(max(round((y + hy) / CELL_M), 0), m - 1)
-        for _ in range(5):
-            steps = [(i + a, j + b) for a, b, _ in _NEIGHBOURS if 0 <= i + a < n and 0 <= j + b < m]
-            best = min(steps, key=lambda s: self._cost_to_go[s])
+        ahead = (i, j)
+        for step in range(40):
+            around = [(i + a, j + b) for a, b, _ in _NEIGHBOURS if 0 <= i + a < n and 0 <= j + b < m]
+            best = min(around, key=lambda cell: self._cost_to_go[cell])
             if self._cost_to_go[best] >= self._cost_to_go[i, j]:
                 break
             i, j = best
-        return i * CELL_M - hx, j * CELL_M - hy
+            if step >= 3 and not self._is_clear(x + hx, y + hy, i * CELL_M, j * CELL_M):
+                break
+            ahead = best
+        return ahead[0] * CELL_M - hx, ahead[1] * CELL_M - hy
+
+    def _is_clear(self, x0: float, y0: float, x1: float, y1: float) -> bool:
+        along = np.linspace(0.0, 1.0, max(2, int(math.hypot(x1 - x0, y1 - y0) / CELL_M) + 1))[1:]
+        i = np.rint((x0 + along * (x1 - x0)) / CELL_M).astype(int)
+        j = np.rint((y0 + along * (y1 - y0)) / CELL_M).astype(int)
+        return bool((self._clearance[i, j] > ROBOT_RADIUS_M + MARGIN_M).all())
 
     def _plan(self) -> np.ndarray:
         """Dijkstra's cost-to-go from every cell: clear of things, and out of reach of the wrong objects."""
@@ -99,7 +108,8 @@ class Expert:
         for thing in self._others:
             radius = REACH_M - 0.05 if thing.colour else _outer(thing)
             clearance = np.minimum(clearance, np.hypot(x - thing.x, y - thing.y) - radius)
-        cost = 1 + 50 * np.clip(0.5 - clearance, 0, 0.5) ** 2 + 40 * (clearance < ROBOT_RADIUS_M + 0.06)
+        self._clearance = clearance
+        cost = 1 + 25 * np.clip(0.45 - clearance, 0, 0.5) ** 2 + 40 * (clearance < ROBOT_RADIUS_M + MARGIN_M)
         cost_to_go = np.full((n, m), np.inf)
         target = room.objects[room.target]
         start = (round((target.x + hx) / CELL_M), round((target.y + hy) / CELL_M))
