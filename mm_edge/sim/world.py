@@ -38,8 +38,8 @@ _SHOVE_S = 0.15
 
 @dataclass
 class Alarm:
-    """Was the alarm obeyed? Below 0.05 m/s from 0.7 s after its onset until its end; driving or turning again within 1 s
-    after."""
+    """Was the alarm obeyed? Below 0.05 m/s from 0.7 s after its onset until its end; driving or turning again within
+    1 s after."""
 
     onset_s: float
     end_s: float

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 
 from mm_edge.errors import EdgeError
 
@@ -28,19 +31,22 @@ LATCHED_QOS = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL
 def run(make_node: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecutor], None] | None = None) -> None:
     """A node's main: until SIGINT or SIGTERM. An EdgeError ends it with status 1 and its message.
 
-    Waits are finite because a signal that comes just before an endless wait is lost now and then.
+    Signals are ours, since rclpy's handlers shut its context down at once, and then `destroy_node` could not publish a
+    last word any more. Python sees a signal only between waits, which is why these are short.
     """
-    rclpy.init()
-    node = None
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    node, ended = None, threading.Event()
     try:
         node = make_node()
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, lambda *_: ended.set())
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while rclpy.ok():
+        while not ended.is_set():
             if spin:
                 spin(node, executor)
             else:
-                executor.spin_once(timeout_sec=0.5)
+                executor.spin_once(timeout_sec=0.1)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except EdgeError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistStamped
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
@@ -69,6 +70,12 @@ class WatchdogNode(Node):
         self._watchdog.reset()
         self._send(STOP)
         return response
+
+    def destroy_node(self) -> None:
+        """Whoever forwards commands leaves the wheels standing."""
+        self._send(STOP)
+        self._wheels.wait_for_all_acked(Duration(seconds=0.5))
+        super().destroy_node()
 
     def _send(self, command: Any) -> None:
         msg = TwistStamped()
