@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # With a sourced ROS 2 its own rclpy is used, which lives outside the environment.
+# (and whose messages are compiled against numpy 1).
 SITE := $(if $(ROS_DISTRO),--system-site-packages)
+NUMPY := $(if $(ROS_DISTRO),'numpy<2')
 COMMA := ,
 ROS := $(if $(ROS_DISTRO),,$(COMMA)ros)
 export OMP_WAIT_POLICY := PASSIVE
@@ -35,11 +37,11 @@ $(VENV)/.python:
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record$(ROS)]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record$(ROS)]" $(NUMPY)
 	touch $@
 
 $(VENV)/.setup: $(VENV)/.demo
-	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record,train,export,trt-rtx,test$(ROS)]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record,train,export,trt-rtx,test$(ROS)]" $(NUMPY)
 	touch $@
 
 clean:

@@ -59,7 +59,7 @@ class EncoderPart(nn.Module):
             features, looked = self.encoder.net(x), ()
         else:
             features, scores = self.encoder.net(x, text)
-            looked = (scores.softmax(-1).view(1, *self.grid),)
+            looked = (scores[:, :-1].softmax(-1).view(1, *self.grid),)
         h, _, state = self.encoder.step(features, State(v_in, h_in), dt)
         return h, *looked, state.v, h, _finite(state.v, h)
 

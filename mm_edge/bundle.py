@@ -29,6 +29,8 @@ from mm_edge.manifest import FORMAT, GOLDEN, MANIFEST, VOCABULARY, Manifest, par
 from mm_edge.onnx_file import Signature, TensorInfo, read_signature
 from mm_edge.preprocess import Vocabulary
 
+SHIPPED = Path(__file__).parent / "bundles" / "drive"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle(Manifest):
@@ -68,9 +70,12 @@ def write_bundle(folder: str | Path, manifest: dict[str, Any], files: dict[str, 
         manifest: all of `Manifest` but `format` and `files`.
         files: name -> content of all files but the manifest.
 
-    Raises BundleError if the result would not be a valid bundle; then nothing changes.
+    Raises BundleError if the result would not be a valid bundle, or the folder is there and is no bundle; OSError if it
+    cannot be written. Then nothing changes.
     """
     folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise BundleError(f"{folder}: expected a bundle to replace, or nothing; it is there and has no {MANIFEST}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     text = json.dumps({"format": FORMAT, **manifest, "files": hashes}, indent=2, allow_nan=False) + "\n"
@@ -83,7 +88,12 @@ def write_bundle(folder: str | Path, manifest: dict[str, Any], files: dict[str, 
         Bundle.read(new)
         if folder.exists():
             os.rename(folder, old)
-        os.rename(new, folder)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     return Bundle.read(folder)
 
@@ -121,7 +131,7 @@ def _check_graphs(folder: Path, manifest: Manifest, contents: dict[str, bytes]) 
             want |= {"mask": TensorInfo("float32", m), "age": TensorInfo("float32", m)}
         else:
             spec = streams[part.stream]
-            want["x"] = TensorInfo({"image": "uint8", "text": "int64"}.get(spec.kind, "float32"), (1, *spec.shape))
+            want["x"] = TensorInfo(spec.dtype, (1, *spec.shape))
         want |= {f"{name}_in": TensorInfo("float32", shape) for name, shape in part.state.items()}
         want |= {name: source(ref, f"{part.name}.{name}") for name, ref in part.uses.items()}
         carried = {f"{name}_out": TensorInfo("float32", shape) for name, shape in part.state.items()}

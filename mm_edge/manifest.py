@@ -205,6 +205,8 @@ def _wrong_stream(spec: StreamSpec) -> str | None:
         return "as many std as mean, above 0"
     if len(spec.std) not in {"imu": (1, 6), "vector": (1, spec.shape[0])}.get(spec.kind, (1,)):
         return "one mean, or one for each value"
+    if spec.kind == "imu" and round(spec.window_ms * 1e6) < 1:  # of whole nanoseconds; for audio, see below
+        return "window_ms above 0"
     if spec.kind in ("scan", "points") and spec.range_max_m <= 0:
         return "range_max_m above 0"
     if spec.kind == "audio":

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_edge.errors import BundleError, MissingDependency, SampleError
+from mm_edge.errors import BundleError, EdgeError, MissingDependency, SampleError
 from mm_edge.types import Action, Audio, Output, Sample, Scan, StreamSpec
 
 NS = 1_000_000_000
@@ -41,6 +41,8 @@ MESSAGE_TYPES = {
     "vector": "sensor_msgs/msg/JointState",
     "text": "std_msgs/msg/String",
 }
+# Its usual topic, relative so that robots live in namespaces. A vector has none.
+TOPICS = {"audio": "audio", "image": "image", "imu": "imu", "points": "points", "scan": "scan", "text": "command_text"}
 UNSTAMPED = ("std_msgs/msg/String", "geometry_msgs/msg/Twist")  # no header: their arrival is their stamp
 
 # encoding: bytes a pixel, and cv2's way to RGB. All are bytes, so `is_bigendian` has nothing to say.
@@ -78,7 +80,9 @@ def from_ros(spec: StreamSpec, type_name: str, msg: Any, arrival_ns: int) -> Sam
     try:
         stamp_ns = arrival_ns if type_name in UNSTAMPED else _stamp_ns(spec, msg.header.stamp)
         return Sample(spec.name, stamp_ns, arrival_ns, read(spec, msg))
-    except (AttributeError, TypeError, ValueError, OverflowError, LookupError) as error:
+    except EdgeError:
+        raise
+    except Exception as error:  # what a field may hold is without end, and cv2 has an error of its own
         raise SampleError(spec.name, f"a well-formed {type_name}", f"{type(error).__name__}: {error}") from error
 
 
@@ -140,7 +144,7 @@ def _image(spec: StreamSpec, msg: Any) -> np.ndarray:
         raise SampleError(spec.name, f"a step of at least {width} x {pixel} bytes ({msg.encoding})", step)
     pixels = _bytes(spec, msg.data, step * height, f"{height} rows of {step} bytes")
     pixels = pixels.reshape(height, step)[:, : width * pixel].reshape(height, width, pixel)
-    return _convert(spec, pixels, to_rgb) if to_rgb else pixels
+    return _cv2().cvtColor(pixels, getattr(_cv2(), to_rgb)) if to_rgb else pixels
 
 
 def _compressed_image(spec: StreamSpec, msg: Any) -> np.ndarray:
@@ -154,15 +158,7 @@ def _compressed_image(spec: StreamSpec, msg: Any) -> np.ndarray:
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise SampleError(spec.name, f"a {name} that can be decoded", f"{len(data)} bytes that cannot")
-    return _convert(spec, image, "COLOR_BGR2RGB")
-
-
-def _convert(spec: StreamSpec, image: np.ndarray, to_rgb: str) -> np.ndarray:
-    cv2 = _cv2()
-    try:
-        return cv2.cvtColor(image, getattr(cv2, to_rgb))
-    except cv2.error as error:
-        raise SampleError(spec.name, f"an image for {to_rgb}", f"{image.shape}: {error}") from error
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _cv2() -> Any:

@@ -77,6 +77,11 @@ class StreamSpec:
     frame: str = ""  # mounting frame the model was trained with
     fov_deg: float = 0.0  # horizontal field of view the model was trained with
 
+    @property
+    def dtype(self) -> str:
+        """Of the model's input."""
+        return {"image": "uint8", "text": "int64"}.get(self.kind, "float32")
+
 
 @dataclass(frozen=True)
 class Action:

@@ -100,6 +100,8 @@ def set_in(*path):
         (set_in("streams", 0, "kind", "smell"), "camera: a kind of"),
         (set_in("streams", 0, "shape", [8, 8, 4]), "camera: a shape like \\(n, n, 3\\)"),
         (set_in("streams", 1, "std", [0.0]), "imu: as many std as mean, above 0"),
+        (set_in("streams", 1, "window_ms", 0), "imu: window_ms above 0"),
+        (set_in("streams", 1, "window_ms", 4e-7), "imu: window_ms above 0"),
         (set_in("tick", "anchor", "radar"), "tick.anchor to be one of"),
         (set_in("tick", "period_ms", 200), "0 < period_ms <= max_period_ms"),
         (set_in("parts", 0, "name", "../text"), "names of a-z, 0-9 and _"),
@@ -188,6 +190,28 @@ def test_writing_replaces_the_whole_folder(toy):
     bundle = write_bundle(toy, {**manifest(), "task": "new"}, files())
     assert bundle.task == "new"
     assert sorted(os.listdir(toy)) == sorted([*bundle.files, "manifest.json"])
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="expected a bundle to replace"):
+        write_toy_bundle(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["years of work"]
+
+
+def test_what_cannot_be_put_in_place_leaves_the_old_one(toy, monkeypatch):
+    before, rename = Bundle.read(toy).id, os.rename
+
+    def full(source, target):
+        if Path(source).name == "new":
+            raise OSError("no space left")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_bundle(toy, {**manifest(), "task": "new"}, files())
+    assert Bundle.read(toy).id == before
+    assert os.listdir(toy.parent) == ["toy"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """Parts carry their state, drop what is not finite, and prove themselves on the golden trace."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 from toy_bundle import STREAMS, Toy, files, golden_ticks, manifest, onnx_bytes, share, write_toy_bundle
@@ -130,6 +133,14 @@ def test_an_engine_that_is_not_here_is_refused(bundle):
         engine.load(bundle, "tensorrt")
     with pytest.raises(EngineError, match="expected auto or one of"):
         engine.load(bundle, "tpu")
+
+
+def test_an_engine_of_a_version_unknown_to_us_is_refused_and_the_next_one_runs(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))  # has nothing that we ask for
+    monkeypatch.setattr(engine, "has_gpu", lambda: True)
+    with pytest.raises(EngineError, match=r"engine tensorrt: AttributeError: module 'tensorrt' has no attribute"):
+        engine.load(bundle, "tensorrt")
+    assert engine.load(bundle).engine.startswith("onnxruntime")
 
 
 def test_a_graph_that_the_engine_refuses_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """The ROS package as it is installed, its parameter file in real nodes, and its launch files where ROS's launch is."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -38,6 +39,18 @@ def test_an_install_has_everything_ament_looks_for(prefix):
             if path.is_file():
                 assert (share / "mm_edge_ros" / folder / path.name).read_bytes() == path.read_bytes()
     assert {path.name for path in (prefix / "bin").iterdir()} == set(NODES)
+
+
+def test_the_package_depends_on_what_it_imports():
+    names = set()
+    for path in [*PACKAGE.glob("mm_edge_ros/*.py"), *(ROOT / "launch").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names |= {(getattr(node, "module", None) or node.names[0].name).split(".")[0]}
+    apt = {"numpy": "python3-numpy", "cv2": "python3-opencv"}
+    imported = {apt.get(name, name) for name in names - sys.stdlib_module_names - {"mm_edge", "mm_edge_ros"}}
+    depends = re.findall(r"<exec_depend>(.*)</exec_depend>", (PACKAGE / "package.xml").read_text())
+    assert sorted(depends) == sorted({*imported, "ros2launch"})  # the command that the launch files are for
 
 
 def test_launch_files_start_programs_that_exist():

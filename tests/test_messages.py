@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import zlib
 from copy import deepcopy
 
 import cv2
@@ -166,6 +167,16 @@ def test_compressed_images(new, suffix):
     assert_same(read("image", message(encoded + b"\0" * 9), COMPRESSED).data, sample.data)  # as some cameras pad
     for bad in (encoded[:-20], b"", b"\0" * 100, encoded[:4] + b"\x55" * 40 + encoded[-12:]):
         refusal("image", message(bad), COMPRESSED)
+
+
+def test_a_png_that_claims_more_pixels_than_cv2_takes(new):
+    png = bytearray(cv2.imencode(".png", RGB)[1].tobytes())
+    png[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    msg = new(COMPRESSED)
+    msg.header.stamp.sec = 1
+    msg.data = np.frombuffer(bytes(png), np.uint8) if isinstance(msg.data, np.ndarray) else bytes(png)
+    assert refusal("image", msg, COMPRESSED).startswith(f"s: expected a well-formed {COMPRESSED}, got error: OpenCV")
 
 
 def test_images_that_contradict_themselves(new):

@@ -20,13 +20,17 @@ from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image, Imu
+from sensor_msgs.msg import CompressedImage, Image, Imu, LaserScan
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
-from toy_bundle import files, manifest, write_toy_bundle
+from toy_bundle import GRAPHS, files, manifest, onnx_bytes, write_toy_bundle
 
 from mm_edge.bundle import write_bundle
+from mm_edge.engine import golden
+from mm_edge.engine.part import ModelInputs
+from mm_edge.errors import SampleError
 from mm_edge.messages import to_ros
+from mm_edge.types import Scan, StreamSpec
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 BEST_EFFORT = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -154,6 +158,39 @@ def test_bad_messages_are_refused_by_name_and_the_node_goes_on(graph, toy):
     graph.wait(lambda: robot.acts(about=1.4), "action after all that")
 
 
+def test_one_message_never_ends_the_node_whatever_it_raises(graph, monkeypatch):
+    monkeypatch.syspath_prepend(ros.ROS.env["PYTHONPATH"].split(os.pathsep)[0])
+    from mm_edge_ros.streams import StreamSubscription
+
+    spec, refused = StreamSpec("text", "text", (3,), 0, 1000), list[SampleError]()
+    StreamSubscription(graph.node, spec, "words", False, lambda sample: {}[sample.data], refused.append)
+    publisher = graph.node.create_publisher(String, "words", LATCHED)
+    publisher.publish(String(data="go"))
+    graph.wait(lambda: refused, "refusal")
+    assert str(refused[0]) == "text: expected a usable std_msgs/msg/String, got one that raises KeyError: 'go'"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_watchdog_that_is_ended_stops_the_wheels(graph, sign):
+    dog = graph.nodes.start("watchdog_node", {"deadline_ms": 5000.0})
+    wheels, raw = graph.subscribe(TwistStamped, "cmd_vel"), graph.node.create_publisher(TwistStamped, "cmd_vel_raw", 1)
+
+    def send():
+        msg = TwistStamped()
+        msg.header.stamp = graph.node.get_clock().now().to_msg()
+        msg.twist.linear.x = 0.25
+        raw.publish(msg)
+
+    graph.node.create_timer(0.05, send)
+    graph.wait(lambda: wheels and wheels[-1].twist.linear.x == 0.25, "cmd_vel")
+    dog.send_signal(sign)
+    while dog.poll() is None:
+        graph.spin()
+    graph.nodes.stop("watchdog_node")
+    assert dog.returncode == 0
+    graph.wait(lambda: wheels[-1].twist.linear.x == 0, "stop as the last command", seconds=5)
+
+
 def test_the_watchdog_stops_the_wheels_when_the_model_is_killed_and_drives_on_with_the_next(graph, toy):
     graph.nodes.start("edge_node", {"bundle": toy})
     graph.nodes.start("watchdog_node", {"deadline_ms": 150.0})
@@ -169,7 +206,7 @@ def test_the_watchdog_stops_the_wheels_when_the_model_is_killed_and_drives_on_wi
     graph.wait(lambda: moving(robot), "cmd_vel from the new process, without a reset")
 
 
-def test_simulated_time_that_stands_still_stops_the_wheels(graph, toy):
+def test_simulated_time_that_stands_still_stops_the_wheels_and_is_reported(graph, toy):
     graph.nodes.start("edge_node", {"bundle": toy, "use_sim_time": True})
     graph.nodes.start("watchdog_node", {"use_sim_time": True})
     start_ns, clock = time.monotonic_ns() - 1000 * 10**9, graph.node.create_publisher(Clock, "/clock", 1)
@@ -187,6 +224,18 @@ def test_simulated_time_that_stands_still_stops_the_wheels(graph, toy):
     assert 1000 < robot.wheels[-1].header.stamp.sec < 1100
     timer.destroy()
     graph.wait(lambda: not robot.wheels[-1].twist.linear.x, "stop", seconds=2)
+    assert graph.wait(lambda: robot.says("edge_node: model", "no tick for"), "diagnostics").level == ERROR
+
+
+def test_a_tick_that_fails_is_reported_until_ticks_go_well_again(graph, toy):
+    graph.nodes.start("edge_node", {"bundle": toy})
+    robot, overlay = Robot(graph), graph.subscribe(Image, "edge/overlay", BEST_EFFORT)
+    graph.wait(lambda: overlay, "overlay")
+    to_ros("image", robot.image, 0, np.zeros((1, 1280, 3), np.uint8))  # one row: no picture can be drawn on it
+    assert graph.wait(lambda: robot.says("edge_node: model", "error: OpenCV"), "diagnostics").level == ERROR
+    to_ros("image", robot.image, 0, np.full((48, 64, 3), GREY, np.uint8))
+    robot.diagnostics.clear()
+    graph.wait(lambda: robot.says("edge_node: model", "acting"), "diagnostics that all is well")
 
 
 def test_two_sources_at_once_stop_the_wheels_until_reset(graph):
@@ -237,6 +286,60 @@ def test_disabled_it_says_so_and_moves_nothing(graph, toy):
     graph.wait(lambda: "text never seen" in robot.output().reasons, "reason")
     robot.text.publish(String(data="go"))
     graph.wait(lambda: raw, "action")
+    # What is said as soon as the service has answered is heard.
+    for enabled in (False, True):
+        graph.call(SetBool, "edge_node/enable", data=enabled)
+    robot.text.publish(String(data="go"))
+    robot.acts()
+    graph.wait(robot.acts, "action")
+
+
+def test_between_episodes_of_a_demo_the_command_is_forgotten(graph, toy):
+    graph.nodes.start("edge_node", {"bundle": toy})
+    graph.nodes.start("demo_node", {"episodes": 1000})
+    robot, episode = Robot(graph), graph.node.create_publisher(String, "episode", 10)
+    graph.wait(robot.acts, "action")
+    ends = graph.node.create_timer(0.2, lambda: episode.publish(String(data='{"event": "end"}')))
+    graph.wait(lambda: robot.outputs and "text never seen" in robot.output().reasons, "reason")
+    ends.destroy()
+    graph.node.create_timer(0.2, lambda: robot.text.publish(String(data="go")))
+    robot.outputs.clear()
+    graph.wait(robot.acts, "action in the next episode")
+
+
+def test_a_lidar_may_be_mounted_at_any_angle(graph, tmp_path):
+    """The toy with a LiDAR in the IMU's place, whose token is (closeness of what is to the left + 1) / 2."""
+    turned, three = manifest(), np.zeros(3, np.float32)
+    turned["streams"][1] |= {"name": "scan", "kind": "scan", "shape": [2, 4], "window_ms": 0, "range_max_m": 4.0}
+    turned["parts"][2]["stream"] = "scan"
+    onnx = onnx_bytes("imu", GRAPHS["imu"].replace("[1,4,7]", "[1,2,4]").replace("first = {0}", "first = {1}"))
+    shapes = {"action": (1, 1, 2), "attention": (1, 2, 2), "gates": (1, 3)}
+    tick = ModelInputs({}, three, three, 0.1, False), {k: np.zeros(n, np.float32) for k, n in shapes.items()}
+    trace = golden.pack([StreamSpec(**stream) for stream in turned["streams"]], [tick])
+    write_bundle(tmp_path / "turned", turned, {**files(), "imu.onnx": onnx, "golden.npz": trace})
+    graph.nodes.start("edge_node", {"bundle": tmp_path / "turned", "scan_yaw_deg": 90.0})
+    robot, lidar, scan = Robot(graph), graph.node.create_publisher(LaserScan, "scan", BEST_EFFORT), LaserScan()
+
+    def sense():
+        to_ros("scan", scan, time.time_ns(), Scan(np.float32([1, np.inf, np.inf, np.inf]), 0.0, np.pi / 2, 0.1, 4.0))
+        lidar.publish(scan)
+
+    graph.node.create_timer(0.05, sense)
+    # What is 1 m before the LiDAR, closeness 0.75, is 1 m to the left of the base.
+    graph.wait(lambda: robot.outputs and abs(robot.output().gates["scan"] - 0.875) < 0.01, "scan as the base sees it")
+
+
+def test_opencv_takes_one_thread_as_in_the_benchmark(tmp_path):
+    code = """if True:
+        import cv2
+        cv2.setNumThreads(4)
+        from mm_edge_ros.edge_node import main
+        try:
+            main()
+        except SystemExit:
+            print(cv2.getNumThreads())"""
+    command = [sys.executable, "-c", code, "--ros-args", "-p", f"bundle:={tmp_path}/nowhere"]
+    assert subprocess.run(command, env=ros.ROS.env, capture_output=True, text=True).stdout == "1\n"
 
 
 def test_a_bundle_is_swapped_by_cleanup_and_configure(graph, toy, tmp_path):

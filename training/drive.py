@@ -100,8 +100,9 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
     in_view = _mean(F.binary_cross_entropy_with_logits(camera[..., 0], seen, reduction="none"), named)
     where = _mean(((camera[..., 1:] - labels["target"][..., 1:]) ** 2).sum(-1), named * seen)
     lane, tick = batch.steps["camera"].where[:, 0], batch.steps["camera"].tick
-    cells = labels["cells"][lane, tick].float()
-    attention = _mean(-(cells * out.scores["camera"].log_softmax(-1)).sum(-1), (named * seen)[lane, tick])
+    visible = seen[lane, tick, None]
+    cells = torch.cat([labels["cells"][lane, tick].float() * visible, 1 - visible], -1)  # the last: nothing to be seen
+    attention = _mean(-(cells * out.scores["camera"].log_softmax(-1)).sum(-1), named[lane, tick])
 
     audio, heard = model.aux["audio"](out.tokens["audio"]), valid * have["audio"]
     on = F.binary_cross_entropy_with_logits(audio[..., [0, 3]], labels["sound"][..., [0, 3]], reduction="none").sum(-1)
@@ -115,9 +116,7 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
 
     rates = {name: _mean(s.mean(-1), batch.steps[name].keep.squeeze(-1).float()) for name, s in out.spikes.items()}
     quiet_or_loud = sum(F.relu(0.05 - r) + F.relu(r - 0.45) for r in rates.values())
-    total = (
-        action + 0.2 * go + 0.2 * in_view + 0.3 * where + 0.15 * attention + 0.3 * sound + 0.5 * scan + quiet_or_loud
-    )
+    total = action + 0.2 * go + 0.2 * in_view + 0.3 * where + 0.3 * attention + 0.3 * sound + 0.5 * scan + quiet_or_loud
     parts = {"action": action, "go": go, "where": where, "attention": attention, "sound": sound, "scan": scan}
     return total, {**parts, **{f"rate_{k}": v for k, v in rates.items()}}
 

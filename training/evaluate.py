@@ -25,14 +25,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from mm_edge.bundle import Bundle
+from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.errors import EdgeError
 from mm_edge.pipeline import Pipeline
 from mm_edge.sim.episode import Episode, ExpertDriver, Outcome, PipelineDriver
 from mm_edge.sim.sensors import HEIGHT, WIDTH
 from mm_edge.types import Output
 
-SHIPPED = Path(__file__).parents[1] / "mm_edge" / "bundles" / "drive"
 SENSORS = ("camera", "audio", "scan", "imu", "text")
 SHOWN_PIXELS = 12  # a frame shows an object if at least so many of its pixels are it
 

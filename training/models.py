@@ -35,10 +35,11 @@ class EncoderState(NamedTuple):
 
 class CameraNet(nn.Module):
     """uint8 image and the command's token -> features. The command asks the picture: its queries attend over a grid of
-    keys, and where head 0 looked is the attention overlay.
+    keys and over nothing, the answer if what is asked for is not to be seen. Where head 0 looked is the overlay.
 
-    The grid is stateless; what goes on to the spiking layer are the heads' positions, peaks and values, and a coarse
-    map of what stands around.
+    The grid is stateless. What goes on to the spiking layer is, for each head, how much it looked at each column and
+    row (a population code, which binary neurons can read; all zero if there was nothing) and what it saw there; and a
+    coarse map of what stands around.
     """
 
     HEADS, KEY = 4, 16
@@ -57,12 +58,12 @@ class CameraNet(nn.Module):
         self.query = nn.Linear(text_units, dim)
         self.key = nn.Conv2d(dim, dim, 1)
         self.around = nn.Sequential(nn.Conv2d(dim, 8, 1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
-        y, x = torch.meshgrid(torch.linspace(-1, 1, self.grid[0]), torch.linspace(-1, 1, self.grid[1]), indexing="ij")
-        self.register_buffer("xy", torch.stack([x.flatten(), y.flatten()], 1), persistent=False)  # (cells, 2)
-        self.features = self.HEADS * 3 + dim + 8 * (self.grid[0] // 4) * (self.grid[1] // 4)
+        self.nothing = nn.Parameter(torch.zeros(self.HEADS, 1))
+        self.features = self.HEADS * sum(self.grid) + dim + 8 * (self.grid[0] // 4) * (self.grid[1] // 4)
 
     def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """x uint8 (N, h, w, 3), text (N, text_units) -> features (N, features), head 0's scores (N, cells)."""
+        """x uint8 (N, h, w, 3), text (N, text_units) -> features (N, features), head 0's scores (N, cells + 1), the
+        last for nothing."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         image = x.to(dtype).permute(0, 3, 1, 2).sub_(128).mul_(1 / 64)  # channels-last as it lies, which is fast
@@ -71,13 +72,13 @@ class CameraNet(nn.Module):
         grid = F.relu(self.mix(F.relu(grid * (1 + scale) + shift))).float()
         n, cells = len(x), self.grid[0] * self.grid[1]
         keys = self.key(grid).view(n, self.HEADS, self.KEY, cells)
-        scores = (self.query(text).float().view(n, self.HEADS, 1, self.KEY) @ keys).squeeze(
-            2
-        ) * self.KEY**-0.5  # (n, heads, cells)
-        weights = scores.softmax(-1)
-        values = (grid.view(n, self.HEADS, self.KEY, cells) @ weights[..., None]).flatten(1)
-        peaks = scores.amax(-1) * 0.1
-        return torch.cat([(weights @ self.xy).flatten(1), peaks, values, self.around(grid)], 1), scores[:, 0]
+        scores = (self.query(text).float().view(n, self.HEADS, 1, self.KEY) @ keys).squeeze(2) * self.KEY**-0.5
+        scores = torch.cat([scores, self.nothing.expand(n, -1, -1)], -1)  # (n, heads, cells + 1)
+        looked = scores.softmax(-1)[..., :-1]
+        values = (grid.view(n, self.HEADS, self.KEY, cells) @ looked[..., None]).flatten(1)
+        looked = looked.view(n, self.HEADS, *self.grid)
+        columns, rows = looked.sum(2).flatten(1), looked.sum(3).flatten(1)
+        return torch.cat([3 * columns, 3 * rows, values, self.around(grid)], 1), scores[:, 0]
 
 
 class ScanNet(nn.Module):
@@ -228,7 +229,7 @@ class ModelResult(NamedTuple):
     tokens: dict[str, Tensor]  # (B, T, units), as held at each tick
     by_step: dict[str, Tensor]  # (B, S, units), after each of the stream's own steps
     spikes: dict[str, Tensor]  # (B, S, spiking_units)
-    scores: dict[str, Tensor]  # image stream -> (N, cells), head 0, of each of the batch's frames
+    scores: dict[str, Tensor]  # image stream -> (N, cells + 1), head 0, of each of the batch's frames
     gates: Tensor  # (B, T, M)
 
 

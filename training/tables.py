@@ -86,10 +86,9 @@ def build_tables(
 
 
 def _stack(spec: StreamSpec, rows: list[tuple[np.ndarray, float, bool, int]]) -> Steps:
-    dtype = {"image": np.uint8, "text": np.int64}.get(spec.kind, np.float32)
-    x = np.stack([row[0] for row in rows]) if rows else np.zeros((0, *spec.shape), dtype)
+    x = np.stack([row[0] for row in rows]) if rows else np.zeros((0, *spec.shape), spec.dtype)
     _, dt, reset, tick = zip(*rows) if rows else ((), (), (), ())
-    return Steps(x.astype(dtype, copy=False), np.array(dt, np.float32), np.array(reset, bool), np.array(tick, np.int32))
+    return Steps(x, np.array(dt, np.float32), np.array(reset, bool), np.array(tick, np.int32))
 
 
 def save_tables(path: Path, tables: Tables) -> None:

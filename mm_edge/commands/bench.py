@@ -10,7 +10,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,17 +17,16 @@ import numpy as np
 
 from mm_edge import preprocess
 from mm_edge.align import NS, Aligner
-from mm_edge.bundle import Bundle
+from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.pipeline import Pipeline
 from mm_edge.preprocess import AUDIO_HOP_S, prepare
 from mm_edge.types import Audio, Sample, Scan, StreamSpec
 
-DRIVE = Path(__file__).parents[1] / "bundles" / "drive"
 WARM_UP_TICKS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", nargs="?", default=DRIVE, help="folder of the model (the shipped drive model)")
+    parser.add_argument("bundle", nargs="?", default=SHIPPED, help="folder of the model (the shipped drive model)")
     parser.add_argument("--ticks", type=int, default=500, help="how many ticks to time (%(default)s)")
     parser.add_argument("--engine", default="auto", help="auto, tensorrt, cuda or cpu (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")

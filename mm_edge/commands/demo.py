@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 
-import mm_edge
+from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.commands.ros import Nodes, Ros, RosMissing, find_ros, free_domain
 from mm_edge.errors import EdgeError, MissingDependency
 from mm_edge.types import Sample
 
-SHIPPED = Path(mm_edge.__file__).parent / "bundles" / "drive"
 PAUSE_S = 1.0  # between episodes
 SILENCE_S = 60.0  # without a word from the simulator, something is broken
 
@@ -124,7 +123,6 @@ def _events(watcher: subprocess.Popen, nodes: Nodes) -> Iterator[dict[str, Any]]
 
 
 def _in_process(args: argparse.Namespace) -> Report:
-    from mm_edge.bundle import Bundle
     from mm_edge.clip import Clip
     from mm_edge.pipeline import Pipeline
     from mm_edge.sim.episode import Episode

@@ -17,13 +17,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import mm_edge
 from mm_edge import engine as engines
-from mm_edge.bundle import Bundle
+from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.commands.ros import PROFILE_VARIABLES, Ros, RosMissing, find_ros
 from mm_edge.errors import EdgeError
 
-SHIPPED = Path(mm_edge.__file__).parent / "bundles" / "drive"
 WHEEL_TIMEOUT = (
     "give the base a wheel time-out of its own, e.g. cmd_vel_timeout: 0.3 of ros2_control's diff_drive_controller; a"
     " watchdog on this computer starves when the computer does"

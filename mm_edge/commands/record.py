@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import mm_edge
-from mm_edge.bundle import Bundle
+from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.errors import EdgeError
+from mm_edge.messages import TOPICS
 from mm_edge.recording import RecordingWriter
 from mm_edge.types import Action, StreamSpec
-
-SHIPPED = Path(mm_edge.__file__).parent / "bundles" / "drive"
-TOPICS = {"camera": "image", "scan": "scan", "imu": "imu", "audio": "audio", "text": "command_text"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +44,8 @@ def record_episode(path: Path, seed: int, streams: tuple[StreamSpec, ...]) -> No
     episode = Episode(seed)
     driver = ExpertDriver(episode, burst_probability=0.02)
     meta = {"robot": "mm_edge.sim", "seed": seed, "task": episode.world.room.text}
-    with RecordingWriter(path, streams, TOPICS, meta) as recording:
+    topics = {spec.name: TOPICS.get(spec.kind, spec.name) for spec in streams}
+    with RecordingWriter(path, streams, topics, meta) as recording:
 
         def command(topic: str, values: Sequence[float], now_ns: int) -> None:
             recording.command(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mm_edge.bundle import Bundle
 from mm_edge.engine import golden
 from mm_edge.engine.part import Graph, Model
-from mm_edge.errors import EngineError, MissingDependency
+from mm_edge.errors import EdgeError, EngineError, MissingDependency
 from mm_edge.manifest import PartSpec
 
 ENGINES = ("tensorrt", "cuda", "cpu")  # best first; the last works everywhere
@@ -44,16 +44,20 @@ def has_gpu() -> bool:
 
 
 def _load(bundle: Bundle, engine: str) -> Model:
-    opener, description = _tensorrt() if engine == "tensorrt" else _onnxruntime(engine)
-
     def open_graph(part: PartSpec, onnx: bytes) -> Graph:
         try:
             return opener(part, onnx)
         except EngineError as error:
             raise EngineError(f"{bundle.path / part.file}: {error}") from None
 
-    model = Model(bundle, open_graph, description)
-    golden.rehearse(model, bundle)
+    try:
+        opener, description = _tensorrt() if engine == "tensorrt" else _onnxruntime(engine)
+        model = Model(bundle, open_graph, description)
+        golden.rehearse(model, bundle)
+    except EdgeError:
+        raise
+    except Exception as error:  # a version too old or too new for us fails in ways of its own
+        raise EngineError(f"engine {engine}: {type(error).__name__}: {error}") from error
     return model
 
 

@@ -31,7 +31,7 @@ def pack(streams: Sequence[StreamSpec], ticks: Sequence[tuple[ModelInputs, dict[
         **{f"out.{name}": np.concatenate([tick[1][name] for tick in ticks]) for name in ticks[0][1]},
     }
     for spec in streams:
-        blank = Fresh(np.zeros(spec.shape, dtype(spec)), 0.0, False)
+        blank = Fresh(np.zeros(spec.shape, spec.dtype), 0.0, False)
         fresh = [i.fresh.get(spec.name, blank) for i in inputs]
         arrays[f"{spec.name}.x"] = np.stack([f.x for f in fresh])
         arrays[f"{spec.name}.dt"] = np.array([f.dt_s for f in fresh], np.float64)
@@ -48,7 +48,7 @@ def unpack(bundle: Bundle) -> list[tuple[ModelInputs, dict[str, np.ndarray]]]:
     want: dict[str, tuple[Any, tuple[int, ...]]]
     want = {"dt": (np.float64, (k,)), "reset": (bool, (k,)), "mask": (np.float32, (k, m)), "age": (np.float32, (k, m))}
     for spec in bundle.streams:
-        want[f"{spec.name}.x"] = (dtype(spec), (k, *spec.shape))
+        want[f"{spec.name}.x"] = (spec.dtype, (k, *spec.shape))
         want |= {f"{spec.name}.dt": (np.float64, (k,)), f"{spec.name}.reset": (bool, (k,))}
         want[f"{spec.name}.fresh"] = (bool, (k,))
     if k == 0 or arrays.keys() - want.keys() != {f"out.{name}" for name in bundle.outputs.sources()}:
@@ -73,10 +73,6 @@ def rehearse(model: Model, bundle: Bundle) -> None:
                     f"{error:.2g}, allowed is {bundle.golden_atol:.2g} {' '.join(got.reasons)}"
                 )
     model.reset()
-
-
-def dtype(spec: StreamSpec) -> type:
-    return {"image": np.uint8, "text": np.int64}.get(spec.kind, np.float32)
 
 
 def _inputs(streams: Sequence[StreamSpec], arrays: dict[str, np.ndarray], i: int) -> ModelInputs:

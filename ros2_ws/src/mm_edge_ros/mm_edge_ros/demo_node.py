@@ -1,6 +1,7 @@
 """Watches a demo: prints its events as lines of JSON, the last of them a report; films the overlay.
 
-Between episodes it has the model forget, by switching `edge_node/enable` off and on.
+Between episodes it has the model forget, by switching `edge_node/enable` off and on; the simulator gives the next
+episode's command after a pause, so that it is not forgotten, too.
 """
 
 from __future__ import annotations

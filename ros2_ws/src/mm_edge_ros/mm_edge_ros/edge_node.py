@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import os
 import threading
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -16,20 +17,19 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
-import mm_edge
-from mm_edge.bundle import Bundle
+from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.errors import EdgeError
 from mm_edge.health import Health
 from mm_edge.messages import NS, action_to_ros, output_to_json, to_ros
 from mm_edge.overlay import draw
 from mm_edge.pipeline import Pipeline
 from mm_edge.safety import Limits
-from mm_edge.types import Action, Output, Sample
+from mm_edge.types import Action, Output, Sample, Scan
 from mm_edge_ros.node import COMMAND_QOS, ERROR, OK, SENSOR_QOS, STEADY, WARN, declare, diagnostics, run
 from mm_edge_ros.streams import StreamSubscription, topics
 
 POLL_S = 0.01  # how late a tick without the anchor stream may be
-SHIPPED = Path(mm_edge.__file__).parent / "bundles" / "drive"
+REPORT_S = 1.0
 
 
 class EdgeNode(LifecycleNode):
@@ -45,6 +45,7 @@ class EdgeNode(LifecycleNode):
         declare(self, "bundle", "", "folder of the bundle to run; empty: the shipped drive bundle")
         declare(self, "engine", "auto", "auto, tensorrt, cuda or cpu")
         declare(self, "image_transport", "raw", "raw or compressed")
+        declare(self, "scan_yaw_deg", 0.0, "where the LiDAR's x axis points: 0 ahead, 90 left", -360.0, 360.0)
         declare(self, "publish_overlay", True, "publish edge/overlay while somebody subscribes to it")
         for name, what in (("min", "least"), ("max", "greatest"), ("max_rate", "greatest change a second")):
             declare(self, f"limits.{name}", [0.0], f"the robot's {what} of each action value; a single 0: the bundle's")
@@ -53,13 +54,15 @@ class EdgeNode(LifecycleNode):
         self._pipeline: Pipeline | None = None
         self._streams: list[StreamSubscription] = []
         self._worker: threading.Thread | None = None
-        self._wake, self._stop, self._restart = threading.Event(), threading.Event(), threading.Event()
+        self._wake, self._stop = threading.Event(), threading.Event()
         self._enabled, self._trouble = True, ""
         self._shown: set[str] = set()  # streams that an overlay can be drawn on
         self._frames: deque[Sample] = deque(maxlen=8)
         self._text = ""
         self._latency_ms: deque[float] = deque(maxlen=10_000)
         self._anchor_ns = self._tick_ns = self._ticks = self._actions = 0
+        self._ticked_steady_ns = 0
+        self._scan_yaw = 0.0
         self._sender = f"{self.get_fully_qualified_name()}@{os.getpid()}"  # see watchdog_node.Sources
 
         self._raw = self.create_publisher(TwistStamped, "cmd_vel_raw", COMMAND_QOS)
@@ -67,7 +70,7 @@ class EdgeNode(LifecycleNode):
         self._overlay = self.create_publisher(Image, "edge/overlay", SENSOR_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(SetBool, "~/enable", self._on_enable)
-        self.create_timer(1.0, self._report, clock=STEADY)
+        self.create_timer(REPORT_S, self._report, clock=STEADY)
         if autostart:
             self.trigger_configure()
             if self._pipeline is None:
@@ -92,18 +95,15 @@ class EdgeNode(LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         attention = bundle.outputs.attention
         self._shown = {attention.stream} if attention else {s.name for s in bundle.streams if s.kind == "image"}
+        self._scan_yaw = math.radians(self.get_parameter("scan_yaw_deg").value)
         self._trouble = ""
         self._latency_ms.clear()
         self.get_logger().info(f"{bundle.path} ({bundle.id[:12]}) runs on {self._pipeline.engine}")
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._pipeline.reset()
-        self._frames.clear()
         self._subscribe()
-        self._stop.clear()
-        self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
-        self._worker.start()
+        self._begin()
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -122,11 +122,24 @@ class EdgeNode(LifecycleNode):
         self._halt()
         super().destroy_node()
 
-    def _halt(self) -> None:
+    def _begin(self) -> None:
+        """Start to tick, with nothing remembered."""
+        self._pipeline.reset()
+        self._frames.clear()
+        self._text = ""
+        self._ticked_steady_ns = STEADY.now().nanoseconds
+        self._stop.clear()
+        self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._worker.start()
+
+    def _end(self) -> None:
         self._stop.set()
         if self._worker is not None:
             self._worker.join()
-            self._worker = None
+            self._worker, self._trouble = None, ""
+
+    def _halt(self) -> None:
+        self._end()
         for stream in self._streams:
             stream.destroy()
         self._streams.clear()
@@ -150,6 +163,9 @@ class EdgeNode(LifecycleNode):
     # ---- executor's thread
 
     def _push(self, sample: Sample) -> None:
+        if isinstance(sample.data, Scan):  # as the base sees it, for which 0 is ahead
+            scan = sample.data
+            sample = sample._replace(data=scan._replace(angle_min=scan.angle_min + self._scan_yaw))
         if self._pipeline.push(sample):
             if isinstance(sample.data, str):
                 self._text = sample.data
@@ -159,9 +175,11 @@ class EdgeNode(LifecycleNode):
                 self._wake.set()
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        """Disabled, the model runs on but moves nothing; enabled, it starts with nothing remembered."""
-        if request.data and not self._enabled:
-            self._restart.set()
+        """Disabled, the model runs on but moves nothing. Enabled, it starts with nothing remembered: a command must be
+        given anew, and one that comes after this answer is heard."""
+        if request.data and not self._enabled and self._worker is not None:
+            self._end()
+            self._begin()
         self._enabled = request.data
         response.success, response.message = True, "enabled" if request.data else "disabled"
         return response
@@ -173,11 +191,6 @@ class EdgeNode(LifecycleNode):
             self._wake.wait(POLL_S)
             self._wake.clear()
             now_ns = self.get_clock().now().nanoseconds
-            if self._restart.is_set():
-                self._restart.clear()
-                self._frames.clear()
-                self._text = ""
-                self._pipeline.reset()
             if not now_ns or not self._pipeline.due(now_ns):
                 continue
             try:
@@ -189,7 +202,8 @@ class EdgeNode(LifecycleNode):
 
     def _publish(self, output: Output) -> None:
         self._ticks += 1
-        self._tick_ns = output.stamp_ns
+        if output.stamp_ns != self._tick_ns:  # while the ROS clock stands still, frames call for ticks that get nowhere
+            self._tick_ns, self._ticked_steady_ns = output.stamp_ns, STEADY.now().nanoseconds
         if not self._enabled:
             output = dataclasses.replace(output, action=None, reasons=(*output.reasons, "disabled by ~/enable"))
         if output.action is not None:
@@ -251,12 +265,20 @@ class EdgeNode(LifecycleNode):
         }
         reasons = list(health.reasons) + ["disabled by ~/enable"] * (not self._enabled)
         reasons += [] if self._streams else ["waiting for /clock"]
-        if self._trouble:
-            return (ERROR, "model", self._trouble, values)
+        trouble, self._trouble = self._trouble, ""  # told once; what lasts, the next tick says again
+        silent_s = (STEADY.now().nanoseconds - self._ticked_steady_ns) / NS
+        if self._streams and silent_s > REPORT_S + bundle.tick.max_period_ms / 1e3:
+            trouble = trouble or f"no tick for {silent_s:.1f} s: inference hangs, or the ROS clock stands still"
+        if trouble:
+            return (ERROR, "model", trouble, values)
         return (WARN if reasons else OK, "model", "; ".join(reasons) or "acting", values)
 
 
 def main() -> None:
+    with contextlib.suppress(ImportError):  # a bundle without images does without
+        import cv2
+
+        cv2.setNumThreads(1)  # as in `mm-edge bench`: a robot has better use for its cores than resizing a frame
     run(EdgeNode)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,14 @@ def run(make_node: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecu
     last word any more. Python sees a signal only between waits, which is why these are short.
     """
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    node, ended = None, threading.Event()
+    node, received = None, list[int]()
     try:
         node = make_node()
         for sign in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sign, lambda *_: ended.set())
+            signal.signal(sign, lambda number, _: received.append(number))
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while not ended.is_set():
+        while not received:
             if spin:
                 spin(node, executor)
             else:

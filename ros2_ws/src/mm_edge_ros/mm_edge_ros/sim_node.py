@@ -16,20 +16,20 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import PointField
 from std_msgs.msg import String
 
-from mm_edge.messages import MESSAGE_TYPES, to_ros
+from mm_edge.messages import MESSAGE_TYPES, TOPICS, to_ros
 from mm_edge.sim.episode import Episode
 from mm_edge.sim.world import STEP_S
 from mm_edge.types import Sample
 from mm_edge_ros.node import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, declare, run
 from mm_edge_ros.streams import message_class
 
-# stream -> kind, topic, QoS, frame
+# stream -> kind, QoS, frame
 STREAMS = {
-    "camera": ("image", "image", SENSOR_QOS, "camera"),
-    "scan": ("scan", "scan", SENSOR_QOS, "lidar"),
-    "imu": ("imu", "imu", QoSProfile(depth=50, reliability=SENSOR_QOS.reliability), "imu"),
-    "audio": ("audio", "audio", QoSProfile(depth=50), "ears"),
-    "text": ("text", "command_text", LATCHED_QOS, ""),
+    "camera": ("image", SENSOR_QOS, "camera"),
+    "scan": ("scan", SENSOR_QOS, "lidar"),
+    "imu": ("imu", QoSProfile(depth=50, reliability=SENSOR_QOS.reliability), "imu"),
+    "audio": ("audio", QoSProfile(depth=50), "ears"),
+    "text": ("text", LATCHED_QOS, ""),
 }
 LAG_S = 0.1  # behind by more than this, simulated time slows down
 
@@ -42,9 +42,9 @@ class SimNode(Node):
         self._pause_s = declare(self, "pause_s", 2.5, "silence between episodes", 0.0, 60.0)
         stamped = declare(self, "stamped", True, "cmd_vel is a TwistStamped; false: a Twist")
         self._publishers_of, self._messages = {}, {}
-        for name, (kind, topic, qos, _) in STREAMS.items():
+        for name, (kind, qos, _) in STREAMS.items():
             type_ = message_class(MESSAGE_TYPES[kind])
-            self._publishers_of[name], self._messages[name] = self.create_publisher(type_, topic, qos), type_()
+            self._publishers_of[name], self._messages[name] = self.create_publisher(type_, TOPICS[kind], qos), type_()
         self._reports = self.create_publisher(String, "episode", 10)
         self._wheels = self.create_subscription(
             TwistStamped if stamped else Twist, "cmd_vel", self._on_cmd_vel, COMMAND_QOS
@@ -107,7 +107,7 @@ class SimNode(Node):
         self._offset_ns = self.get_clock().now().nanoseconds - self._episode.world.now_ns
 
     def _publish(self, sample: Sample) -> None:
-        kind, _, _, frame_id = STREAMS[sample.stream]
+        kind, _, frame_id = STREAMS[sample.stream]
         msg = self._messages[sample.stream]
         to_ros(kind, msg, sample.stamp_ns + self._offset_ns, sample.data, frame_id, PointField)
         self._publishers_of[sample.stream].publish(msg)

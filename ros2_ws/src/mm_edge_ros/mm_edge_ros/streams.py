@@ -14,11 +14,10 @@ from rclpy.qos import QoSProfile
 from rclpy.qos import QoSReliabilityPolicy as Reliability
 
 from mm_edge.errors import SampleError
-from mm_edge.messages import MESSAGE_TYPES, from_ros
+from mm_edge.messages import MESSAGE_TYPES, TOPICS, from_ros
 from mm_edge.types import Sample, StreamSpec
 from mm_edge_ros.node import ERROR, WARN
 
-TOPICS = {"image": "image", "audio": "audio", "scan": "scan", "points": "points", "imu": "imu", "text": "command_text"}
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
 
 
@@ -112,11 +111,12 @@ class StreamSubscription:
     def _on_message(self, msg: Any) -> None:
         arrival_ns = self._node.get_clock().now().nanoseconds
         try:
-            sample = from_ros(self.spec, self._type_name, msg, arrival_ns)
+            self._push(from_ros(self.spec, self._type_name, msg, arrival_ns))
         except SampleError as error:
             self._refuse(error)
-        else:
-            self._push(sample)
+        except Exception as error:  # whatever it is: one message must not end the node
+            got = f"one that raises {type(error).__name__}: {error}"
+            self._refuse(SampleError(self.spec.name, f"a usable {self._type_name}", got))
 
 
 def usual_offer(spec: StreamSpec) -> tuple[bool, bool]:
