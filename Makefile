@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# With a sourced ROS 2 its own rclpy is used, which lives outside the environment.
-# (and whose messages are compiled against numpy 1).
+# With a sourced ROS 2 its own rclpy is used, which lives outside the environment and is compiled against numpy 1.
 SITE := $(if $(ROS_DISTRO),--system-site-packages)
 NUMPY := $(if $(ROS_DISTRO),'numpy<2')
 COMMA := ,

@@ -26,7 +26,7 @@ import cv2
 import soundfile
 
 from mm_edge.align import Aligner
-from mm_edge.bundle import Bundle
+from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.errors import SampleError
 from mm_edge.manifest import Tick as TickTimes
 from mm_edge.messages import output_to_json
@@ -37,7 +37,6 @@ from mm_edge.replay import events, replay
 from mm_edge.types import Audio, Sample, Scan, StreamSpec
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
-DRIVE = Path(__file__).parents[1] / "mm_edge" / "bundles" / "drive"
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not here")
 
 NS, MS = 1_000_000_000, 1_000_000
@@ -285,9 +284,9 @@ def test_no_sample_is_refused_without_its_reason(aligned, samples):
 
 
 def test_the_shipped_model_drives_by_them(recording, samples):
-    if not (DRIVE / "manifest.json").exists():
+    if not (SHIPPED / "manifest.json").exists():
         pytest.skip("the drive bundle is not here: make train-drive")
-    bundle = Bundle.read(DRIVE)
+    bundle = Bundle.read(SHIPPED)
     specs = {spec.name: spec for spec in bundle.streams}
 
     def run():

@@ -115,7 +115,7 @@ def _steps(chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: 
     spans = []  # of each lane's steps within the chunk
     at = np.zeros((len(chunks), ticks), np.int64)
     for i, (tables, begin, end) in enumerate(chunks):
-        first = int(tables.newest[begin - 1, j]) if begin else 0
+        first = _first(tables, begin, j, text)
         spans.append((first, int(tables.newest[end - 1, j])))
         at[i, : end - begin] = tables.newest[begin:end, j] - first
         at[i, end - begin :] = at[i, end - begin - 1]
@@ -130,9 +130,16 @@ def _steps(chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: 
         where.append(np.stack([np.full(n, i), np.arange(n)], 1))
         on = steps.tick[a:b].astype(np.int64)
         tick.append(on - begin)
-        text_at.append(tables.newest[on, text].astype(np.int64) - (int(tables.newest[begin - 1, text]) if begin else 0))
+        text_at.append(tables.newest[on, text].astype(np.int64) - _first(tables, begin, text, text))
     return StepBatch(
         x=torch.from_numpy(np.concatenate(x)), where=torch.from_numpy(np.concatenate(where)),
         tick=torch.from_numpy(np.concatenate(tick)), text_at=torch.from_numpy(np.concatenate(text_at)),
         dt=torch.from_numpy(dt), keep=torch.from_numpy(keep), reset=torch.from_numpy(reset), at=torch.from_numpy(at),
     )  # fmt: skip
+
+
+def _first(tables: Tables, begin: int, j: int, text: int) -> int:
+    """The first of stream j's steps that a chunk from tick `begin` on takes. The command in force is stepped on again
+    in every chunk: it starts from rest, so the numbers are the same, and its encoder learns from all that follows."""
+    taken = int(tables.newest[begin - 1, j]) if begin else 0
+    return max(0, taken - 1) if j == text else taken
