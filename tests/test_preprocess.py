@@ -63,7 +63,7 @@ def test_the_nearest_of_a_sectors_beams_counts_and_unscanned_sectors_are_marked(
 
 def test_imu_is_normalised_and_missing_rows_are_zero():
     rows = np.float32([[0] * 6, [2, 0, 14, 0.5, 0, 0]])
-    x = prepare(IMU, View(rows, np.array([False, True]), 1, 0.0, True, True, 0.1, False))
+    x = prepare(IMU, View(rows, np.array([False, True]), 1, 0.0, 0.0, True, True, 0.1, False))
     assert x.tolist() == [[0] * 7, [1, 0, 2, 0.5, 0, 0, 1]]
 
 
