@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,7 +127,7 @@ class Nodes:
         args = [a for key, value in (parameters or {}).items() for a in ("-p", f"{key}:={value}")]
         args += [a for key, value in (remappings or {}).items() for a in ("-r", f"{key}:={value}")]
         args += ["--params-file", str(params_file)] if params_file else []
-        with self.log(name).open("wb") as log:
+        with self.log(name).open("wb") as log, _signals_held() as before:
             child = subprocess.Popen(
                 [sys.executable, "-m", f"mm_edge_ros.{module}", "--ros-args", *args],
                 env=self.env,
@@ -135,7 +136,7 @@ class Nodes:
                 stderr=log,
                 text=True,
                 start_new_session=True,  # Ctrl-C is ours to handle
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=partial(_prepare_child, os.getpid(), before),
             )
         self._children[name] = child
         return child
@@ -188,5 +189,20 @@ def _paths(env: dict[str, str], variable: str) -> list[str]:
     return [path for path in env.get(variable, "").split(os.pathsep) if path]
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+@contextlib.contextmanager
+def _signals_held() -> Iterator[set[signal.Signals]]:
+    """SIGINT and SIGTERM wait until the context is left. The fork runs Python's at-fork hooks, and what a signal's handler
+    raises in one of those is ignored: Ctrl-C would be lost. Yields the mask that was in force, for the child."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare_child(parent: int, mask: set[signal.Signals]) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before it could be told of
+            os._exit(1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
