@@ -58,7 +58,7 @@ class EncoderPart(nn.Module):
         if self.grid is None:
             features, looked = self.encoder.net(x), ()
         else:
-            features, scores = self.encoder.net(x, text)
+            features, scores, _ = self.encoder.net(x, text)
             looked = (scores[:, :-1].softmax(-1).view(1, *self.grid),)
         h, _, state = self.encoder.step(features, State(v_in, h_in), dt)
         return h, *looked, state.v, h, _finite(state.v, h)

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("mujoco", reason="the simulator needs mujoco")
 
 from mm_edge.sim.episode import Episode, ExpertDriver
-from mm_edge.sim.rooms import Room, make_room, vocabulary
+from mm_edge.sim.rooms import COLOURS, SHAPES, Room, make_room, vocabulary
 from mm_edge.sim.sensors import TIMING, Sensors
 from mm_edge.sim.world import STEP_S, Alarm, World
 
@@ -158,6 +158,21 @@ def test_alarm_judgement():
     assert judge([(1.0, 0.5), (1.8, 0.2), (3.5, 0.3)]) is False
 
 
-def test_the_expert_arrives():
-    outcomes = [run(seed)[1] for seed in range(6)]
-    assert [o.status for o in outcomes] == ["success"] * 6
+def test_labels_say_where_the_target_shows_and_what_fills_each_cell():
+    episode = Episode(next(s for s in range(100) if not World(s).room.by_sound))
+    driver = ExpertDriver(episode)
+    labels: list[dict] = []
+    episode.run(driver, on_tick=lambda now_ns: labels.append(episode.labels(driver.camera_ns)))
+    near = labels[-1]  # right before the target
+    target = episode.world.room.objects[episode.world.room.target]
+    kind = [list(COLOURS).index(target.colour), SHAPES.index(target.shape)]
+    assert sum(share for _, share in near["cells"]) == pytest.approx(1.0, abs=0.01)
+    fullest = max(near["cells"], key=lambda cell: cell[1])[0]
+    assert [fullest, *kind] in near["objects"]
+
+
+def test_the_expert_arrives_and_touches_nothing_on_the_way():
+    for seed in range(6):
+        episode = Episode(seed)
+        outcome = episode.run(ExpertDriver(episode))
+        assert (outcome.status, outcome.collisions) == ("success", 0)

@@ -145,7 +145,7 @@ def test_the_pipeline_acts_as_training_computed(bundle, model, tables, replayed)
 
 
 def test_labels_are_the_experts(tables, recording):
-    assert set(tables.labels) == {"action", "cells", "target", "sound", "by_sound"}
+    assert set(tables.labels) == {"action", "cells", "objects", "target", "sound", "by_sound"}
     moving = np.abs(tables.labels["action"]).sum(1) > 0
     assert moving.mean() > 0.3
     assert tables.labels["cells"].shape == (len(tables), 192)

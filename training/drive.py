@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mm_edge.preprocess import Vocabulary
 from mm_edge.replay import Tick
 from mm_edge.sim.episode import GRID, Episode, ExpertDriver
-from mm_edge.sim.rooms import vocabulary
+from mm_edge.sim.rooms import COLOURS, SHAPES, vocabulary
 from mm_edge.types import Sample
 from training.batches import Batch
 from training.models import EncoderConfig, ModelResult, RobotMultiSensorModel
@@ -29,7 +29,7 @@ from training.runner import TorchPipeline
 from training.tables import Tables, build_tables, load_tables, save_tables
 
 EXPERT = "expert/cmd_vel"
-SCAN_SECTORS = 12  # auxiliary target of the scan: the closest thing in each
+SCAN_SECTORS = 24  # auxiliary target of the scan: how near the nearest thing in each is
 SEEN_PIXELS = 8
 LESSON_S = 20.0  # a student that is lost has shown it by then
 
@@ -44,6 +44,9 @@ def build_model(recipe: Recipe) -> RobotMultiSensorModel:
         recipe.streams, words, len(recipe.action["names"]), recipe.tick["period_ms"] / 1e3, encoder, **config
     )
     units = encoder.liquid_units
+    grid = model.encoders["camera"].net.dim
+    model.aux["colour"] = torch.nn.Linear(grid, len(COLOURS) + 1)  # of the object in each cell; the first: none
+    model.aux["shape"] = torch.nn.Linear(grid, len(SHAPES) + 1)
     model.aux["camera"] = torch.nn.Linear(units, 3)  # target in view, its bearing's sine and cosine
     model.aux["audio"] = torch.nn.Linear(units, 4)  # beacon on, its bearing's sine and cosine, alarm
     model.aux["scan"] = torch.nn.Linear(units, SCAN_SECTORS)
@@ -63,12 +66,16 @@ def label(tick: Tick) -> dict[str, Any]:
     cells = np.zeros(GRID[0] * GRID[1], np.float16)
     for i, share in labels["cells"]:
         cells[int(i)] = share
+    objects = np.zeros((2, GRID[0] * GRID[1]), np.int8)
+    for i, colour, shape in labels["objects"]:
+        objects[:, i] = colour + 1, shape + 1  # 0: no object
     beacon = labels["beacon_rad"]
     direction = (0.0, 0.0, 0.0) if beacon is None else (1.0, np.sin(beacon), np.cos(beacon))
     bearing = labels["bearing_rad"]
     return {
         "action": labels[EXPERT][[0, 5]],  # of a twist: linear x, angular z
         "cells": cells,
+        "objects": objects,
         "target": np.float32([labels["pixels"] >= SEEN_PIXELS, np.sin(bearing), np.cos(bearing)]),
         "sound": np.float32([*direction, labels["alarm"]]),
         "by_sound": np.float32(labels["by_sound"]),
@@ -88,7 +95,9 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
         * have["text"]
         * torch.where(alarm > 0, have["audio"], 1.0)
     )
-    error = (out.action - labels["action"]) ** 2 @ out.action.new_tensor([4.0, 1.0])
+    # Not squared: where the expert would pass on the left or on the right, the mean of both is the obstacle.
+    scale = out.action.new_tensor([2.0, 1.0])
+    error = F.smooth_l1_loss(out.action * scale, labels["action"] * scale, reduction="none", beta=0.15).sum(-1)
     action = _mean(error, valid * (0.1 + 0.9 * key))
     go = _mean(
         F.binary_cross_entropy_with_logits(out.go.squeeze(-1), 1 - alarm, reduction="none"), valid * have["audio"]
@@ -103,6 +112,9 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
     visible = seen[lane, tick, None]
     cells = torch.cat([labels["cells"][lane, tick].float() * visible, 1 - visible], -1)  # the last: nothing to be seen
     attention = _mean(-(cells * out.scores["camera"].log_softmax(-1)).sum(-1), named[lane, tick])
+    objects = labels["objects"][lane, tick].long()
+    grid = out.grids["camera"].permute(0, 2, 3, 1).float().flatten(1, 2)
+    kinds = sum(_by_cell(model.aux[name](grid), objects[:, i]) for i, name in enumerate(("colour", "shape")))
 
     audio, heard = model.aux["audio"](out.tokens["audio"]), valid * have["audio"]
     on = F.binary_cross_entropy_with_logits(audio[..., [0, 3]], labels["sound"][..., [0, 3]], reduction="none").sum(-1)
@@ -110,15 +122,42 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
     sound = _mean(on + beacon, heard)
 
     steps = batch.steps["scan"]
-    closest = steps.x[:, 0].view(len(steps.x), SCAN_SECTORS, -1).amax(-1)
+    scanned = next(spec for spec in model.streams if spec.name == "scan")
+    range_m = (1 - steps.x[:, 0].view(len(steps.x), SCAN_SECTORS, -1).amax(-1)) * scanned.range_max_m
+    closest = torch.exp(-range_m / 0.7)
     said = model.aux["scan"](out.by_step["scan"][steps.where[:, 0], steps.where[:, 1]])
     scan = ((said - closest) ** 2).mean() if len(steps.x) else said.sum()
 
     rates = {name: _mean(s.mean(-1), batch.steps[name].keep.squeeze(-1).float()) for name, s in out.spikes.items()}
     quiet_or_loud = sum(F.relu(0.05 - r) + F.relu(r - 0.45) for r in rates.values())
-    total = action + 0.2 * go + 0.2 * in_view + 0.3 * where + 0.3 * attention + 0.3 * sound + 0.5 * scan + quiet_or_loud
-    parts = {"action": action, "go": go, "where": where, "attention": attention, "sound": sound, "scan": scan}
+    total = (
+        action
+        + 0.2 * go
+        + 0.2 * in_view
+        + 0.3 * where
+        + 0.3 * attention
+        + 0.2 * kinds
+        + 0.3 * sound
+        + 0.5 * scan
+        + quiet_or_loud
+    )
+    parts = {
+        "action": action,
+        "go": go,
+        "where": where,
+        "attention": attention,
+        "kinds": kinds,
+        "sound": sound,
+        "scan": scan,
+    }
     return total, {**parts, **{f"rate_{k}": v for k, v in rates.items()}}
+
+
+def _by_cell(logits: Tensor, kind: Tensor) -> Tensor:
+    """Cross entropy of logits (N, cells, kinds) and kind (N, cells); cells with and without an object weigh the same,
+    few as the former are."""
+    error = F.cross_entropy(logits.flatten(0, 1), kind.flatten(), reduction="none").view_as(kind)
+    return _mean(error, (kind > 0).float()) + _mean(error, (kind == 0).float())
 
 
 def _mean(x: Tensor, weight: Tensor) -> Tensor:

@@ -140,6 +140,7 @@ def _drive(job: tuple[Path | None, int, frozenset[str]]) -> Result:
     """One world, in a worker process."""
     bundle, seed, dead = job
     episode = Episode(seed)
+    room = episode.world.room
     if bundle is None:
         return Result(episode.run(ExpertDriver(episode)))
     if bundle not in _pipelines:  # once a process
@@ -150,8 +151,11 @@ def _drive(job: tuple[Path | None, int, frozenset[str]]) -> Result:
 
     def look(output: Output) -> None:
         for attention in output.attention:
-            mask = episode.sensors.target_masks.get(attention.stamp_ns)
-            if not episode.world.room.by_sound and mask is not None and mask.sum() >= SHOWN_PIXELS:
+            shown = episode.sensors.seen.get(attention.stamp_ns)
+            if shown is None or room.by_sound:
+                continue
+            mask = shown == room.target
+            if mask.sum() >= SHOWN_PIXELS:
                 drawn = cv2.resize(attention.weights, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)  # as the overlay
                 seen[attention.stamp_ns] = bool(mask.flat[drawn.argmax()])
 

@@ -48,28 +48,28 @@ class CameraNet(nn.Module):
         super().__init__()
         height, width, _ = shape
         self.grid = (height // 8, width // 8)
-        dim = self.HEADS * self.KEY
+        self.dim = dim = self.HEADS * self.KEY
         self.conv = nn.Sequential(
             nn.Conv2d(3, 32, 7, 4, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
             nn.Conv2d(32, dim, 3, 2, 1, bias=False), nn.BatchNorm2d(dim), nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, 1, 1), nn.ReLU(),
         )  # fmt: skip
         self.steer = nn.Linear(text_units, 2 * dim)  # FiLM: the command scales and shifts the features
-        self.mix = nn.Conv2d(dim, dim, 3, 1, 1)
         self.query = nn.Linear(text_units, dim)
         self.key = nn.Conv2d(dim, dim, 1)
         self.around = nn.Sequential(nn.Conv2d(dim, 8, 1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
         self.nothing = nn.Parameter(torch.zeros(self.HEADS, 1))
         self.features = self.HEADS * sum(self.grid) + dim + 8 * (self.grid[0] // 4) * (self.grid[1] // 4)
 
-    def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """x uint8 (N, h, w, 3), text (N, text_units) -> features (N, features), head 0's scores (N, cells + 1), the
-        last for nothing."""
+    def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x uint8 (N, h, w, 3), text (N, text_units) -> features (N, features); head 0's scores (N, cells + 1), the
+        last for nothing; what was seen whatever the command (N, dim, rows, cols)."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         image = x.to(dtype).permute(0, 3, 1, 2).sub_(128).mul_(1 / 64)  # channels-last as it lies, which is fast
-        grid = self.conv(image)
+        seen = self.conv(image)
         scale, shift = self.steer(text)[..., None, None].chunk(2, 1)
-        grid = F.relu(self.mix(F.relu(grid * (1 + scale) + shift))).float()
+        grid = F.relu(seen * (1 + scale) + shift).float()
         n, cells = len(x), self.grid[0] * self.grid[1]
         keys = self.key(grid).view(n, self.HEADS, self.KEY, cells)
         scores = (self.query(text).float().view(n, self.HEADS, 1, self.KEY) @ keys).squeeze(2) * self.KEY**-0.5
@@ -78,19 +78,23 @@ class CameraNet(nn.Module):
         values = (grid.view(n, self.HEADS, self.KEY, cells) @ looked[..., None]).flatten(1)
         looked = looked.view(n, self.HEADS, *self.grid)
         columns, rows = looked.sum(2).flatten(1), looked.sum(3).flatten(1)
-        return torch.cat([3 * columns, 3 * rows, values, self.around(grid)], 1), scores[:, 0]
+        return torch.cat([3 * columns, 3 * rows, values, self.around(grid)], 1), scores[:, 0], seen
 
 
 class ScanNet(nn.Module):
-    """(N, 2, beams): closeness and validity over the full circle -> features."""
+    """(N, 2, beams): closeness and validity over the full circle -> features. What counts is how near the nearest
+    things are, so that is spread out: exp(-range / 0.3 m) and exp(-range / 1 m) go in too."""
 
-    def __init__(self, shape: Sequence[int]):
+    def __init__(self, shape: Sequence[int], range_max_m: float):
         super().__init__()
-        self.conv = nn.Sequential(nn.Conv1d(2, 16, 7, 3), nn.ReLU(), nn.Conv1d(16, 32, 5, 2), nn.ReLU(), nn.Flatten())
+        self.range_max_m = range_max_m
+        self.conv = nn.Sequential(nn.Conv1d(4, 24, 7, 3), nn.ReLU(), nn.Conv1d(24, 32, 5, 2), nn.ReLU(), nn.Flatten())
         with torch.no_grad():
             self.features = self._conv(torch.zeros(1, *shape)).shape[1]
 
     def _conv(self, x: Tensor) -> Tensor:
+        range_m = (1 - x[:, :1]) * self.range_max_m
+        x = torch.cat([x, torch.exp(-range_m / 0.3), torch.exp(-range_m)], 1)
         return self.conv(torch.cat([x[..., -6:], x, x[..., :6]], -1))  # the circle is closed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,6 +234,7 @@ class ModelResult(NamedTuple):
     by_step: dict[str, Tensor]  # (B, S, units), after each of the stream's own steps
     spikes: dict[str, Tensor]  # (B, S, spiking_units)
     scores: dict[str, Tensor]  # image stream -> (N, cells + 1), head 0, of each of the batch's frames
+    grids: dict[str, Tensor]  # image stream -> (N, dim, rows, cols), what was seen whatever the command
     gates: Tensor  # (B, T, M)
 
 
@@ -284,6 +289,7 @@ class RobotMultiSensorModel(nn.Module):
         by_step: dict[str, Tensor] = {}
         all_spikes: dict[str, Tensor] = {}
         scores: dict[str, Tensor] = {}
+        grids: dict[str, Tensor] = {}
         encoders, held = dict(state.encoders), dict(state.held)
         text_tokens = None
         for spec in sorted(self.streams, key=lambda s: s.kind != "text"):  # the text first: it steers the camera
@@ -291,7 +297,7 @@ class RobotMultiSensorModel(nn.Module):
             lane, slot = steps.where.T
             if spec.kind == "image":
                 assert text_tokens is not None, "an image stream needs a text stream to steer it"
-                features, scores[name] = encoder.net(steps.x, text_tokens[lane, steps.text_at])
+                features, scores[name], grids[name] = encoder.net(steps.x, text_tokens[lane, steps.text_at])
             else:
                 features = encoder.net(steps.x)
             padded = steps.dt.new_zeros(*steps.dt.shape[:2], features.shape[-1]).index_put(
@@ -307,11 +313,12 @@ class RobotMultiSensorModel(nn.Module):
             if spec.kind == "text":
                 text_tokens = ever
         ordered = [tokens[spec.name].flatten(0, 1) for spec in self.streams]
-        fused, gates, _ = self.fusion(ordered, batch.mask.flatten(0, 1), batch.age.flatten(0, 1))
         shape = batch.mask.shape[:2]
-        hidden, h = self.core.scan(fused.view(*shape, -1), state.h, batch.dt, batch.valid, batch.reset)
-        action, go = self.act(hidden)
-        result = ModelResult(action, go, tokens, by_step, all_spikes, scores, gates.view(*shape, -1))
+        with torch.autocast(batch.mask.device.type, enabled=False):  # only the nets may run in half precision
+            fused, gates, _ = self.fusion(ordered, batch.mask.flatten(0, 1), batch.age.flatten(0, 1))
+            hidden, h = self.core.scan(fused.view(*shape, -1), state.h, batch.dt, batch.valid, batch.reset)
+            action, go = self.act(hidden)
+        result = ModelResult(action, go, tokens, by_step, all_spikes, scores, grids, gates.view(*shape, -1))
         return result, ModelState(encoders, held, h)
 
     def act(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,7 +333,7 @@ def _net(spec: StreamSpec, words: int, text_units: int) -> nn.Module:
     if spec.kind == "image":
         return CameraNet(spec.shape, text_units)
     if spec.kind == "scan":
-        return ScanNet(spec.shape)
+        return ScanNet(spec.shape, spec.range_max_m)
     if spec.kind == "audio":
         return SequenceNet(spec.shape[0] * spec.shape[1], spec.shape[2], 48)
     if spec.kind == "imu":

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.learning_rate=0.001")
     parser.add_argument("--out", type=Path, help="folder for episodes, logs and checkpoints (default: runs/RECIPE)")
     parser.add_argument("--workers", type=int, default=2, help="processes that make episodes")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (more cost more CPU time than they save)")
     args = parser.parse_intermixed_args(argv)
     path = RECIPES / f"{args.recipe}.yaml" if not args.recipe.endswith(".yaml") else Path(args.recipe)
     try:

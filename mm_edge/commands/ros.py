@@ -190,8 +190,8 @@ def _paths(env: dict[str, str], variable: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[set[signal.Signals]]:
-    """SIGINT and SIGTERM wait until the context is left. The fork runs Python's at-fork hooks, and what a signal's handler
+def _signals_held() -> Iterator[set[int]]:
+    """SIGINT and SIGTERM wait until the context is left. The fork runs Python's at-fork hooks, and what a handler
     raises in one of those is ignored: Ctrl-C would be lost. Yields the mask that was in force, for the child."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
@@ -200,7 +200,7 @@ def _signals_held() -> Iterator[set[signal.Signals]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _prepare_child(parent: int, mask: set[signal.Signals]) -> None:
+def _prepare_child(parent: int, mask: set[int]) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before it could be told of

@@ -15,13 +15,15 @@ import numpy as np
 
 from mm_edge.align import TickRule
 from mm_edge.sim.expert import Expert
+from mm_edge.sim.rooms import COLOURS, SHAPES
 from mm_edge.sim.sensors import HEIGHT, WIDTH, Sensors
 from mm_edge.sim.world import World
 from mm_edge.types import Output, Sample
 
 ANCHOR, MAX_PERIOD_MS = "camera", 100.0
 COMPUTE_MS = (5.0, 20.0)  # from a tick to its command on the wheels
-GRID = (12, 16)  # cells of the attention labels
+GRID = (12, 16)  # cells of the camera's labels
+FILLED_SHARE = 0.3  # of a cell's pixels, for it to be an object's
 
 
 @dataclass
@@ -109,25 +111,39 @@ class Episode:
 
     def labels(self, stamp_ns: int) -> dict[str, Any]:
         """What only the simulator knows, now: training's auxiliary targets. `stamp_ns` is that of the newest camera
-        frame the robot has; `cells` are [cell, share] of a GRID over that frame in which the target shows."""
+        frame the robot has, over which GRID lies: `cells` are [cell, share of the target's pixels], `objects` are
+        [cell, colour, shape], as indices, of the cells of which an object fills the most."""
         world = self.world
         distance, bearing = world.bearing(world.room.target)
         beacon = world.bearing(world.room.beacon)[1] if world.room.beacon is not None else None
-        mask = self.sensors.target_masks.get(stamp_ns)
         cells: list[list[float]] = []
-        if mask is not None and mask.any():
-            rows, cols = GRID
-            share = mask.reshape(rows, HEIGHT // rows, cols, WIDTH // cols).sum((1, 3)).ravel() / mask.sum()
-            cells = [[int(i), round(float(share[i]), 4)] for i in np.flatnonzero(share)]
+        objects: list[list[int]] = []
+        pixels = 0
+        if stamp_ns in self.sensors.seen:
+            counts = _count_in_cells(self.sensors.seen[stamp_ns], len(world.room.objects))
+            target, most = counts[world.room.target], counts.argmax(0)
+            pixels = int(target.sum())
+            cells = [[int(i), round(float(target[i]) / pixels, 4)] for i in np.flatnonzero(target)]
+            for i in np.flatnonzero(counts.max(0) >= FILLED_SHARE * HEIGHT * WIDTH / (GRID[0] * GRID[1])):
+                thing = world.room.objects[most[i]]
+                objects.append([int(i), list(COLOURS).index(thing.colour), SHAPES.index(thing.shape)])
         return {
             "distance_m": round(distance, 4),
             "bearing_rad": round(bearing, 4),
             "beacon_rad": None if beacon is None else round(beacon, 4),
             "alarm": world.alarm_on(),
             "by_sound": world.room.by_sound,
-            "pixels": 0 if mask is None else int(mask.sum()),
+            "pixels": pixels,
             "cells": cells,
+            "objects": objects,
         }
+
+
+def _count_in_cells(seen: np.ndarray, objects: int) -> np.ndarray:
+    """int (objects, cells): how many pixels of each cell of GRID show which object."""
+    rows, cols = GRID
+    shows = seen == np.arange(objects, dtype=np.int8)[:, None, None]
+    return shows.reshape(objects, rows, HEIGHT // rows, cols, WIDTH // cols).sum((2, 4)).reshape(objects, -1)
 
 
 class ExpertDriver:

@@ -1,8 +1,8 @@
 """The demonstrator: it knows the whole room, but looks for a target it could not have seen, so that it can be imitated.
 
 It makes straight for the farthest point of the cheapest path that it can reach in a straight line, so that what it does
-follows from where the target and the nearest obstacles are; slows down where it is narrow; stops for the alarm; and,
-told to go to something it has not seen for a while, turns left until it sees it.
+follows from where the target and the nearest obstacles are; slows down for what is ahead, whatever the way around it;
+stops for the alarm; and, told to go to something it has not seen for a while, turns left until it sees it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from mm_edge.sim.world import CAMERA_FOV_DEG, V_MAX, World
 
 CELL_M = 0.1
 ROBOT_RADIUS_M = 0.18
-MARGIN_M = 0.05  # kept beside the robot
+MARGIN_M = 0.09  # kept beside the robot
+WALL_M = 0.05  # half a wall's thickness
+SLOW_M = 0.5  # with less than that free ahead it slows down
 MEMORY_S = 2.0  # how long it goes on toward a target out of sight
 LOOK_S = 6.0  # then it turns, a little more than once around, before it goes on all the same
 _NEIGHBOURS = [(a, b, math.hypot(a, b)) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
@@ -50,7 +52,8 @@ class Expert:
         turn = float(np.clip(2.5 * error, -1.5, 1.5))
         if abs(error) > 1.2:
             return np.array([0.0, turn])
-        pace = max(0.0, math.cos(error)) ** 3 * np.clip((self._clearance_ahead(x, y, yaw) - 0.05) / 0.5, 0.25, 1.0)
+        creep = 0.12 if abs(error) < 0.25 else 0.0  # otherwise it turns on the spot until the way is free
+        pace = max(0.0, math.cos(error)) ** 3 * float(np.clip(self._free_ahead(x, y, yaw) / SLOW_M, creep, 1.0))
         return np.array([V_MAX * pace, turn])
 
     def sees_target(self) -> bool:
@@ -65,14 +68,22 @@ class Expert:
         mujoco.mj_ray(world.model, world.data, camera, ray / np.linalg.norm(ray), _SEEN, 1, world.base, hit, None)
         return bool(hit[0] == geom)
 
-    def _clearance_ahead(self, x: float, y: float, yaw: float) -> float:
-        """Metres to drive straight on before the nearest thing is touched, as far as it lies within 45 degrees."""
-        nearest = 9.0
+    def _free_ahead(self, x: float, y: float, yaw: float) -> float:
+        """Metres to drive straight on before something is nearer than half the margin."""
+        c, s = math.cos(yaw), math.sin(yaw)
+        reach = ROBOT_RADIUS_M + MARGIN_M / 2
+        hx, hy = self.world.room.half
+        to_wall = min(
+            (hx - math.copysign(x, c * x)) / max(abs(c), 1e-6), (hy - math.copysign(y, s * y)) / max(abs(s), 1e-6)
+        )
+        free = to_wall - WALL_M - reach
         for thing in self._others:
             dx, dy = thing.x - x, thing.y - y
-            if dx * math.cos(yaw) + dy * math.sin(yaw) > 0.7 * math.hypot(dx, dy):
-                nearest = min(nearest, math.hypot(dx, dy) - _outer(thing) - ROBOT_RADIUS_M)
-        return nearest
+            ahead, aside = dx * c + dy * s, abs(dy * c - dx * s)
+            beside = reach + _outer(thing)
+            if ahead > 0.3 * math.hypot(dx, dy) and aside < beside:
+                free = min(free, ahead - math.sqrt(beside**2 - aside**2))
+        return free
 
     def _look_ahead(self, x: float, y: float) -> tuple[float, float]:
         """The farthest point down the cheapest path with a clear straight line to it; at least 0.3 m down the path."""
@@ -104,12 +115,12 @@ class Expert:
         hx, hy = room.half
         n, m = int(2 * hx / CELL_M) + 1, int(2 * hy / CELL_M) + 1
         x, y = np.meshgrid(CELL_M * np.arange(n) - hx, CELL_M * np.arange(m) - hy, indexing="ij")
-        clearance = np.minimum(hx - np.abs(x), hy - np.abs(y)) - 0.05
+        clearance = np.minimum(hx - np.abs(x), hy - np.abs(y)) - WALL_M
         for thing in self._others:
             radius = REACH_M - 0.05 if thing.colour else _outer(thing)
             clearance = np.minimum(clearance, np.hypot(x - thing.x, y - thing.y) - radius)
         self._clearance = clearance
-        cost = 1 + 25 * np.clip(0.45 - clearance, 0, 0.5) ** 2 + 40 * (clearance < ROBOT_RADIUS_M + MARGIN_M)
+        cost = 1 + 25 * np.clip(0.5 - clearance, 0, 0.5) ** 2 + 40 * (clearance < ROBOT_RADIUS_M + MARGIN_M)
         cost_to_go = np.full((n, m), np.inf)
         target = room.objects[room.target]
         start = (round((target.x + hx) / CELL_M), round((target.y + hy) / CELL_M))

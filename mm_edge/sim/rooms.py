@@ -131,7 +131,7 @@ def _layout(rng: np.random.Generator) -> tuple[tuple[float, float], list[Thing],
     for i in range(rng.integers(10, 14)):
         tall = i < 3
         radius = rng.uniform(0.10, 0.16) if tall else rng.uniform(0.12, 0.26)
-        if (at := place(radius, 0.48, 0.6)) is None:
+        if (at := place(radius, 0.56, 0.6)) is None:
             return None
         grey = rng.uniform(0.25, 0.6)
         rgb = (float(grey), float(grey * rng.uniform(0.85, 1.0)), float(grey * rng.uniform(0.7, 0.95)))

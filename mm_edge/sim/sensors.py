@@ -45,7 +45,8 @@ TIMING = {
 class Sensors:
     """All senses of the robot in `world`. Noise has a random stream of its own: it does not change with the driving.
 
-    Attributes: target_masks maps the stamp of each recent camera frame to bool (h, w), true where the target is seen.
+    Attributes: seen maps the stamp of each recent camera frame to int8 (h, w), the index of the object that a pixel
+    shows, -1 for anything else.
     """
 
     def __init__(self, world: World):
@@ -68,7 +69,9 @@ class Sensors:
         angles = ANGLE_MIN + ANGLE_INCREMENT * np.arange(BEAMS)
         self._beams = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1)
         self._scan_ids, self._scan_dist = np.zeros(BEAMS, np.int32), np.zeros(BEAMS)
-        self.target_masks: dict[int, np.ndarray] = {}
+        self.seen: dict[int, np.ndarray] = {}
+        self._object_of = np.full(world.model.ngeom + 1, -1, np.int8)  # by geom; the last for a ray that met none
+        self._object_of[world.object_geoms] = range(len(world.object_geoms))
 
     def capture(self) -> list[Sample]:
         """The samples captured in the last 5 ms. Lost ones are made all the same, so that noise stays in step."""
@@ -93,7 +96,7 @@ class Sensors:
 
     def _camera(self, stamp_ns: int) -> np.ndarray:
         """One ray a pixel, no OpenGL: colour by the angle between ray and surface, a checked floor, grain."""
-        model, data, room = self.world.model, self.world.data, self.world.room
+        model, data = self.world.model, self.world.data
         camera = model.camera("front").id
         origin = data.cam_xpos[camera]
         rays = np.ascontiguousarray(self._rays @ data.cam_xmat[camera].reshape(3, 3).T)
@@ -107,14 +110,14 @@ class Sensors:
         floor = np.flatnonzero(ids == self.world.floor_geom)
         x, y = (origin[:2] + rays[floor, :2] * self._dist[floor, None]).T
         rgb[floor] *= np.where((np.floor(2 * x) + np.floor(2 * y)) % 2, 0.95, 1.05)[:, None]
-        for a, b, r in room.patches:
+        for a, b, r in self.world.room.patches:
             rgb[floor[(x - a) ** 2 + (y - b) ** 2 < r * r]] *= 1.12
         rgb[ids < 0] = 0.1
         at = self._rng.integers(len(self._grain) - len(rays))
         pixels = rgb * np.float32(255 * self._exposure) + self._grain[at : at + len(rays)]
-        self.target_masks[stamp_ns] = (ids == self.world.object_geoms[room.target]).reshape(HEIGHT, WIDTH)
-        while len(self.target_masks) > 8:
-            self.target_masks.pop(next(iter(self.target_masks)))
+        self.seen[stamp_ns] = self._object_of[ids].reshape(HEIGHT, WIDTH)
+        while len(self.seen) > 8:
+            self.seen.pop(next(iter(self.seen)))
         return np.clip(pixels, 0, 255).astype(np.uint8).reshape(HEIGHT, WIDTH, 3)
 
     def _scan(self, stamp_ns: int) -> Scan:

@@ -76,6 +76,7 @@ class World:
         self.data = mujoco.MjData(self.model)
         self.base = self.model.body("base").id
         self.object_geoms = [self.model.geom(f"object{i}").id for i in range(len(self.room.objects))]
+        self._objects = np.array([(thing.x, thing.y) for thing in self.room.objects]).T
         self.floor_geom = self.model.geom("floor").id
         self._wheels = [self.model.geom("left").id, self.model.geom("right").id]
         self._wanted = np.zeros(2)
@@ -140,8 +141,8 @@ class World:
         return self.room.alarm_s is not None and self.room.alarm_s[0] <= self.t_s < self.room.alarm_s[1]
 
     def status(self) -> str | None:
-        distances = [self.bearing(i)[0] for i in range(len(self.room.objects))]
-        nearest = int(np.argmin(distances))
+        distances = np.hypot(*(self._objects - self.data.qpos[:2, None]))
+        nearest = int(distances.argmin())
         if distances[nearest] < REACH_M:
             return "success" if nearest == self.room.target else "wrong"
         return "timeout" if self.t_s >= self.time_limit_s else None
