@@ -1,6 +1,6 @@
 """Export a checkpoint to a bundle.
 
-    python -m export.to_onnx runs/drive/round2.safetensors mm_edge/bundles/drive [--scores FILE]
+    python -m export.to_onnx runs/drive/final.safetensors mm_edge/bundles/drive [--scores FILE]
 
 Each encoder becomes a graph of one step with its state as inputs and outputs; the fusion another. The graphs must do
 what torch does over 400 ticks of simulated driving with losses, gaps and resets, or nothing is written.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import subprocess
 import sys
 import warnings
 from dataclasses import asdict, replace
@@ -247,11 +246,12 @@ class _Memory:
 
 
 def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any]:
-    """Write the bundle of a checkpoint (`*.safetensors` beside its `recipe.yaml`) to the folder `out`.
+    """Write the bundle of a checkpoint (`*.safetensors` beside its `recipe.yaml` and `commit`) to the folder `out`.
 
     Raises EngineError if the graphs do not do what torch does; then nothing is written.
     """
     recipe = read_recipe(checkpoint.parent / "recipe.yaml")
+    commit = (checkpoint.parent / "commit").read_text()
     model = load_model(recipe, checkpoint)
     files, parts = export_parts(model)
     report, trace = parity(recipe, model, files, parts)
@@ -270,7 +270,7 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
             "attention": {"source": f"{image.name}.attention", "stream": image.name},
             "gates": {"source": "fusion.gates"},
         },
-        "training": {"recipe": recipe.task, "seed": recipe.seed, "commit": _commit(), "parity": report},
+        "training": {"recipe": recipe.task, "seed": recipe.seed, "commit": commit, "parity": report},
         "scores": scores,
     }
     files[VOCABULARY] = json.dumps(vocabulary()).encode()
@@ -280,11 +280,6 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
         files["README.md"] = card.read_bytes()
     write_bundle(out, manifest, files)
     return report
-
-
-def _commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return result.stdout.strip() or "unknown"
 
 
 def main(argv: list[str] | None = None) -> int:

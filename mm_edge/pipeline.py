@@ -56,6 +56,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, engine: str = "auto", limits: Limits | None = None):
         self.bundle = bundle
         self.specs = {spec.name: spec for spec in bundle.streams}
+        self._sensors = [spec.name for spec in bundle.streams if not spec.latched]
         self._limits = _narrow(bundle.outputs.action, limits)
         self._monitors = {name: StreamMonitor(spec) for name, spec in self.specs.items()}
         self.model = engines.load(bundle, engine)
@@ -136,9 +137,8 @@ class Pipeline:
             if not mask[name]:
                 why = absence(stream, view.age_s, view.silent_s) or f"{name} dropped: its features are not finite"
                 (reasons if stream.required else notes).append(why)
-        sensors = [stream.name for stream in self.bundle.streams if not stream.latched]
-        if sensors and not any(mask[name] for name in sensors):  # a command alone is nothing to drive by
-            seen = any(name in sources for name in sensors)
+        if self._sensors and not any(map(mask.get, self._sensors)):  # a command alone is nothing to drive by
+            seen = any(name in sources for name in self._sensors)
             reasons.append("no sensor is present" if seen else "warming up: no sensor seen yet")
         if window.reset:
             notes.append("time jumped or stood still: all state starts anew")

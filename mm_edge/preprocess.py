@@ -98,18 +98,21 @@ def log_mel(samples: np.ndarray, valid: np.ndarray | None, spec: StreamSpec) -> 
     sound = np.ascontiguousarray(samples[-n:].T, np.float32)  # (channels, n)
     overlapping = (sound.strides[0], hop * sound.itemsize, sound.itemsize)  # frames without a copy
     frames = np.ndarray((spec.channels, hops, AUDIO_FRAME), np.float32, sound, strides=overlapping)
-    spectrum = np.fft.rfft(frames * _hann(AUDIO_FRAME))
-    power = spectrum.real**2 + spectrum.imag**2
-    mel = np.float32(power) @ _mel_bank(spec.sample_rate_hz, AUDIO_FRAME, bands)  # (channels, hops, bands)
-    log = np.log10(mel + np.float32(1e-6)).transpose(0, 2, 1)
+    spectrum = np.fft.rfft(frames * _hann(AUDIO_FRAME)).astype(np.complex64, copy=False)  # numpy 1 has only complex128
+    spectrum = spectrum.view(np.float32)  # re, im, re, im, ...
+    power = np.multiply(spectrum, spectrum, out=spectrum).reshape(-1, spectrum.shape[-1])
+    mel = power @ _mel_bank(spec.sample_rate_hz, AUDIO_FRAME, bands)  # (channels * hops, bands)
+    mel += np.float32(1e-6)
+    log = np.log10(mel, out=mel).reshape(spec.channels, hops, bands).transpose(0, 2, 1)
     out = np.empty(spec.shape, np.float32)
     out[0] = (log.sum(axis=0) / np.float32(spec.channels) - np.float32(spec.mean[0])) / np.float32(spec.std[0])
-    out[1:-1] = log[:-1] - log[1:]
+    np.subtract(log[:-1], log[1:], out=out[1:-1])
     if valid is None or valid.all():
         out[-1] = 1
     else:
+        heard = np.concatenate([[0], np.cumsum(valid[-n:])])
         starts = np.arange(hops) * hop
-        out[-1] = np.lib.stride_tricks.sliding_window_view(valid[-n:], AUDIO_FRAME)[starts].mean(axis=1)
+        out[-1] = (heard[starts + AUDIO_FRAME] - heard[starts]) / AUDIO_FRAME
     return out
 
 
@@ -146,15 +149,15 @@ def _hann(n: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _mel_bank(sample_rate_hz: int, frame: int, bands: int) -> np.ndarray:
-    """float32 (frame // 2 + 1, bands): triangles even on the HTK mel scale from 100 Hz to 0.475 of the rate."""
+    """float32 (2 * (frame // 2 + 1), bands): triangles even on the HTK mel scale from 100 Hz to 0.475 of the rate. Each
+    row twice, for the squares of the real and the imaginary part."""
     low_mel, high_mel = (2595 * math.log10(1 + hz / 700) for hz in (100.0, 0.475 * sample_rate_hz))
     mel = np.linspace(low_mel, high_mel, bands + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
     freqs = np.fft.rfftfreq(frame, 1 / sample_rate_hz)[:, None]
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    return np.clip(np.minimum((freqs - low) / (centre - low), (high - freqs) / (high - centre)), 0, None).astype(
-        np.float32
-    )
+    bank = np.clip(np.minimum((freqs - low) / (centre - low), (high - freqs) / (high - centre)), 0, None)
+    return np.float32(bank).repeat(2, axis=0)
 
 
 @lru_cache(maxsize=16)

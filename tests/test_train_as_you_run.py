@@ -46,6 +46,7 @@ def bundle(recipe, model, tmp_path_factory) -> Bundle:
     folder = tmp_path_factory.mktemp("export")
     save_file(model.state_dict(), folder / "random.safetensors")
     (folder / "recipe.yaml").write_text(RECIPE.read_text())
+    (folder / "commit").write_text("a test")
     report = export(folder / "random.safetensors", folder / "bundle", scores={})
     assert report["ticks"] >= 200
     assert report["max_action_error"] < 1e-5

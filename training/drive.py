@@ -6,6 +6,7 @@ it would have done.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ EXPERT = "expert/cmd_vel"
 SCAN_SECTORS = 24  # auxiliary target of the scan: how near the nearest thing in each is
 SEEN_PIXELS = 8
 LESSON_S = 20.0  # a student that is lost has shown it by then
+LINGER_S = 1.5  # lessons go on after the target was reached, so that a student learns to stand there
 
 
 def build_model(recipe: Recipe) -> RobotMultiSensorModel:
@@ -47,8 +49,8 @@ def build_model(recipe: Recipe) -> RobotMultiSensorModel:
     grid = model.encoders["camera"].net.dim
     model.aux["colour"] = torch.nn.Linear(grid, len(COLOURS) + 1)  # of the object in each cell; the first: none
     model.aux["shape"] = torch.nn.Linear(grid, len(SHAPES) + 1)
-    model.aux["camera"] = torch.nn.Linear(units, 3)  # target in view, its bearing's sine and cosine
-    model.aux["audio"] = torch.nn.Linear(units, 4)  # beacon on, its bearing's sine and cosine, alarm
+    model.aux["camera"] = torch.nn.Linear(units, 4)  # target in view; its bearing's sine and cosine, its nearness
+    model.aux["audio"] = torch.nn.Linear(units, 5)  # alarm, beacon on; its bearing's sine and cosine, its nearness
     model.aux["scan"] = torch.nn.Linear(units, SCAN_SECTORS)
     return model
 
@@ -69,17 +71,22 @@ def label(tick: Tick) -> dict[str, Any]:
     objects = np.zeros((2, GRID[0] * GRID[1]), np.int8)
     for i, colour, shape in labels["objects"]:
         objects[:, i] = colour + 1, shape + 1  # 0: no object
-    beacon = labels["beacon_rad"]
-    direction = (0.0, 0.0, 0.0) if beacon is None else (1.0, np.sin(beacon), np.cos(beacon))
-    bearing = labels["bearing_rad"]
+    beacon = (0.0, 0.0, 0.0, 0.0)
+    if labels["beacon_m"] is not None:
+        beacon = (1.0, *_whereabouts(labels["beacon_m"], labels["beacon_rad"]))
+    target = _whereabouts(labels["distance_m"], labels["bearing_rad"])
     return {
         "action": labels[EXPERT][[0, 5]],  # of a twist: linear x, angular z
         "cells": cells,
         "objects": objects,
-        "target": np.float32([labels["pixels"] >= SEEN_PIXELS, np.sin(bearing), np.cos(bearing)]),
-        "sound": np.float32([*direction, labels["alarm"]]),
+        "target": np.float32([labels["pixels"] >= SEEN_PIXELS, *target]),
+        "sound": np.float32([labels["alarm"], *beacon]),
         "by_sound": np.float32(labels["by_sound"]),
     }
+
+
+def _whereabouts(distance_m: float, bearing_rad: float) -> tuple[float, float, float]:
+    return math.sin(bearing_rad), math.cos(bearing_rad), math.exp(-distance_m / 1.5)
 
 
 def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict[str, Tensor]]:
@@ -89,7 +96,7 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
     """
     labels, valid = batch.labels, batch.valid.squeeze(-1).float()
     have = {spec.name: batch.mask[..., i] for i, spec in enumerate(model.streams)}
-    by_sound, alarm = labels["by_sound"], labels["sound"][..., 3]
+    by_sound, alarm = labels["by_sound"], labels["sound"][..., 0]
     key = (
         torch.where(by_sound > 0, have["audio"], have["camera"])
         * have["text"]
@@ -117,8 +124,8 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
     kinds = sum(_by_cell(model.aux[name](grid), objects[:, i]) for i, name in enumerate(("colour", "shape")))
 
     audio, heard = model.aux["audio"](out.tokens["audio"]), valid * have["audio"]
-    on = F.binary_cross_entropy_with_logits(audio[..., [0, 3]], labels["sound"][..., [0, 3]], reduction="none").sum(-1)
-    beacon = ((audio[..., 1:3] - labels["sound"][..., 1:3]) ** 2).sum(-1) * labels["sound"][..., 0]
+    on = F.binary_cross_entropy_with_logits(audio[..., :2], labels["sound"][..., :2], reduction="none").sum(-1)
+    beacon = ((audio[..., 2:] - labels["sound"][..., 2:]) ** 2).sum(-1) * labels["sound"][..., 1]
     sound = _mean(on + beacon, heard)
 
     steps = batch.steps["scan"]
@@ -228,7 +235,7 @@ class _Lesson(ExpertDriver):
 def demonstrate(recipe: Recipe, seed: int, round_: Round, student: TorchPipeline | None) -> Tables:
     """One episode as tables."""
     episode = Episode(seed)
-    episode.world.time_limit_s = LESSON_S
+    episode.world.time_limit_s, episode.world.linger_s = LESSON_S, LINGER_S
     if student is not None:
         student.reset()
     lesson = _Lesson(episode, round_, student)

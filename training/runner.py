@@ -9,6 +9,7 @@ from mm_edge.align import Aligner, TickRule
 from mm_edge.engine.part import ModelInputs
 from mm_edge.pipeline import model_inputs
 from mm_edge.preprocess import Vocabulary
+from mm_edge.safety import Limits, limit
 from mm_edge.sim.rooms import vocabulary
 from mm_edge.types import Sample
 from training.models import ModelState, RobotMultiSensorModel
@@ -41,11 +42,12 @@ def step(
 
 
 class TorchPipeline:
-    """Drives like `mm_edge.pipeline.Pipeline`, without limits and reasons."""
+    """Drives like `mm_edge.pipeline.Pipeline`, with its limits, without reasons."""
 
     def __init__(self, recipe: Recipe, model: RobotMultiSensorModel):
         self.recipe, self.model = recipe, model.eval()
         self._vocabulary = Vocabulary(vocabulary())
+        self._limits = Limits(*(recipe.action[k] for k in ("names", "min", "max", "max_rate")))
         self.reset()
 
     def reset(self) -> None:
@@ -53,6 +55,7 @@ class TorchPipeline:
         self._aligner = Aligner(self.recipe.streams, tick["period_ms"] / 1e3, self.recipe.max_gap_ms)
         self._rule = TickRule(tick["anchor"], tick["max_period_ms"])
         self._state = self.model.zero_state(1)
+        self._previous = [0.0] * len(self._limits.names)
 
     def push(self, sample: Sample) -> None:
         self._aligner.push(sample)
@@ -65,4 +68,9 @@ class TorchPipeline:
         self._rule.ticked(now_ns)
         inputs = model_inputs(self.recipe.streams, self._aligner.window(now_ns), self._vocabulary)
         action, _, self._state = step(self.model, inputs, self._state)
-        return action
+        if inputs.reset:
+            self._previous = [0.0] * len(self._previous)
+        dt_s = min(inputs.dt_s, self.recipe.tick["max_period_ms"] / 1e3)
+        allowed, _ = limit(action.tolist(), self._previous, dt_s, self._limits)
+        self._previous = allowed or [0.0] * len(self._previous)  # not finite: it stands
+        return np.array(self._previous)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
         raise ValueError(f"{out}: was made by another recipe ({kept}); remove it, or give another --out")
     out.mkdir(parents=True, exist_ok=True)
     kept.write_text(yaml.safe_dump(recipe.raw, sort_keys=False))
+    _same_code(out)
     episodes: list[Tables] = []
     student: Path | None = None
     for index in range(len(recipe.rounds)):
@@ -78,7 +80,19 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
                 weights.with_suffix(".part").rename(weights)  # whole or not at all
         student = weights
     assert student is not None, "a recipe has at least one round"
-    return student
+    return Path(shutil.copyfile(student, out / "final.safetensors"))
+
+
+def _same_code(out: Path) -> None:
+    """Keep which commit trains, as `out/commit`; raises ValueError if another one began. "-dirty" is with changes."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    result = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent)
+    commit, kept = result.stdout.strip() or "unknown", out / "commit"
+    if kept.exists() and kept.read_text() != commit:
+        raise ValueError(
+            f"{out}: was begun by commit {kept.read_text()}, this is {commit}; go back, or give another --out"
+        )
+    kept.write_text(commit)
 
 
 @contextmanager
@@ -123,6 +137,8 @@ def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episo
     )
     accelerator.register_for_checkpointing(progress)
     saved = out / "checkpoint"
+    if not saved.exists() and saved.with_suffix(".old").exists():  # stopped between the two renamings
+        saved.with_suffix(".old").rename(saved)
     if (saved / "round.json").exists() and json.loads((saved / "round.json").read_text())["round"] == index:
         accelerator.load_state(str(saved))
     model.train()
@@ -150,10 +166,12 @@ def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episo
 
 def _save(accelerator: Accelerator, folder: Path, index: int) -> None:
     """Whole or not at all."""
-    part = folder.with_suffix(".part")
+    part, old = folder.with_suffix(".part"), folder.with_suffix(".old")
     accelerator.save_state(str(part))
     (part / "round.json").write_text(json.dumps({"round": index}))
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     part.rename(folder)
 
 

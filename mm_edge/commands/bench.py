@@ -127,16 +127,19 @@ def samples(spec: StreamSpec, bundle: Bundle) -> Callable[[int, int], list[Sampl
     pool = [_data(spec, bundle, np.random.default_rng(seed)) for seed in range(8)]
     period_ns = round(AUDIO_HOP_S * NS if spec.kind == "audio" else NS / (spec.rate_hz or 1))
 
-    def sample(stamp_ns: int) -> Sample:
-        number = stamp_ns // period_ns
+    def sample(number: int, stamp_ns: int, arrival_ns: int) -> Sample:
         data = pool[number % len(pool)]
         if spec.kind == "audio":
             data = Audio(data, number * len(data), spec.sample_rate_hz)
-        return Sample(spec.name, stamp_ns, stamp_ns, data)
+        return Sample(spec.name, stamp_ns, arrival_ns, data)
 
     def arrived(since_ns: int, until_ns: int) -> list[Sample]:
-        count = max(1, (until_ns - since_ns) // period_ns)
-        return [sample(until_ns - i * period_ns) for i in reversed(range(count))]
+        numbers = range(since_ns // period_ns, until_ns // period_ns)
+        if spec.kind == "audio":  # chunks without a gap, each stamped at its begin
+            return [sample(number, number * period_ns, (number + 1) * period_ns) for number in numbers]
+        count = max(1, len(numbers))
+        stamps_ns = [until_ns - i * period_ns for i in reversed(range(count))]
+        return [sample(stamp_ns // period_ns, stamp_ns, stamp_ns) for stamp_ns in stamps_ns]
 
     return arrived
 

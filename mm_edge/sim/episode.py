@@ -115,7 +115,7 @@ class Episode:
         [cell, colour, shape], as indices, of the cells of which an object fills the most."""
         world = self.world
         distance, bearing = world.bearing(world.room.target)
-        beacon = world.bearing(world.room.beacon)[1] if world.room.beacon is not None else None
+        beacon = (None, None) if world.room.beacon is None else world.bearing(world.room.beacon)
         cells: list[list[float]] = []
         objects: list[list[int]] = []
         pixels = 0
@@ -130,7 +130,8 @@ class Episode:
         return {
             "distance_m": round(distance, 4),
             "bearing_rad": round(bearing, 4),
-            "beacon_rad": None if beacon is None else round(beacon, 4),
+            "beacon_m": beacon[0] and round(beacon[0], 4),
+            "beacon_rad": beacon[1] and round(beacon[1], 4),
             "alarm": world.alarm_on(),
             "by_sound": world.room.by_sound,
             "pixels": pixels,

@@ -2,7 +2,7 @@
 
 It makes straight for the farthest point of the cheapest path that it can reach in a straight line, so that what it does
 follows from where the target and the nearest obstacles are; slows down for what is ahead, whatever the way around it;
-stops for the alarm; and, told to go to something it has not seen for a while, turns left until it sees it.
+stops for the alarm, and at the target; and, told to go to something it has not seen for a while, turns left until it sees it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from mm_edge.sim.world import CAMERA_FOV_DEG, V_MAX, World
 CELL_M = 0.1
 ROBOT_RADIUS_M = 0.18
 MARGIN_M = 0.09  # kept beside the robot
+SHORTCUT_M = 0.17  # kept beside the robot where it leaves the path for a straight line
 WALL_M = 0.05  # half a wall's thickness
+STAND_M = 0.47  # so near to the target's centre it stands; nearer than REACH_M, lest a student stop short of it
 SLOW_M = 0.5  # with less than that free ahead it slows down
 MEMORY_S = 2.0  # how long it goes on toward a target out of sight
 LOOK_S = 6.0  # then it turns, a little more than once around, before it goes on all the same
@@ -40,6 +42,9 @@ class Expert:
     def action(self) -> np.ndarray:
         if self.world.alarm_on():
             return np.zeros(2)
+        near = self.world.bearing(self.world.room.target)[0] - STAND_M
+        if near < 0:
+            return np.zeros(2)
         t = self.world.t_s
         if self.sees_target() or self.world.room.by_sound:
             self._seen_s = t
@@ -54,7 +59,7 @@ class Expert:
             return np.array([0.0, turn])
         creep = 0.12 if abs(error) < 0.25 else 0.0  # otherwise it turns on the spot until the way is free
         pace = max(0.0, math.cos(error)) ** 3 * float(np.clip(self._free_ahead(x, y, yaw) / SLOW_M, creep, 1.0))
-        return np.array([V_MAX * pace, turn])
+        return np.array([V_MAX * min(pace, 0.15 + near / 0.4), turn])
 
     def sees_target(self) -> bool:
         """The target's centre is in the camera's field of view and nothing is before it."""
@@ -107,7 +112,7 @@ class Expert:
         along = np.linspace(0.0, 1.0, max(2, int(math.hypot(x1 - x0, y1 - y0) / CELL_M) + 1))[1:]
         i = np.rint((x0 + along * (x1 - x0)) / CELL_M).astype(int)
         j = np.rint((y0 + along * (y1 - y0)) / CELL_M).astype(int)
-        return bool((self._clearance[i, j] > ROBOT_RADIUS_M + MARGIN_M).all())
+        return bool((self._clearance[i, j] > ROBOT_RADIUS_M + SHORTCUT_M).all())
 
     def _plan(self) -> np.ndarray:
         """Dijkstra's cost-to-go from every cell: clear of things, and out of reach of the wrong objects."""

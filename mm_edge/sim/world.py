@@ -87,6 +87,8 @@ class World:
         self.alarm = Alarm(*self.room.alarm_s) if self.room.alarm_s else None
         self.steps = 0
         self.time_limit_s = TIME_LIMIT_S
+        self.linger_s = 0.0  # how long it goes on after the target was reached
+        self._reached_s: float | None = None
         for _ in range(40):
             mujoco.mj_step(self.model, self.data)  # settle on the wheels
 
@@ -141,10 +143,15 @@ class World:
         return self.room.alarm_s is not None and self.room.alarm_s[0] <= self.t_s < self.room.alarm_s[1]
 
     def status(self) -> str | None:
+        if self._reached_s is not None:
+            return "success" if self.t_s - self._reached_s >= self.linger_s else None
         distances = np.hypot(*(self._objects - self.data.qpos[:2, None]))
         nearest = int(distances.argmin())
         if distances[nearest] < REACH_M:
-            return "success" if nearest == self.room.target else "wrong"
+            if nearest != self.room.target:
+                return "wrong"
+            self._reached_s = self.t_s
+            return self.status()
         return "timeout" if self.t_s >= self.time_limit_s else None
 
     def _shove(self, yaw: float) -> None:
