@@ -26,7 +26,7 @@ from mm_edge.align import Aligner, Window
 from mm_edge.bundle import write_bundle
 from mm_edge.engine import golden
 from mm_edge.engine.part import ModelInputs
-from mm_edge.errors import EdgeError, EngineError
+from mm_edge.errors import EdgeError, EngineError, MissingDependency
 from mm_edge.manifest import GOLDEN, VOCABULARY
 from mm_edge.pipeline import model_inputs
 from mm_edge.preprocess import Vocabulary
@@ -86,7 +86,7 @@ def export_parts(model: RobotMultiSensorModel) -> tuple[dict[str, bytes], list[d
     """The graphs and their entries in the manifest, in the order they run: the text first, the fusion last."""
     files, parts = {}, []
     one = torch.ones(1, 1)
-    for spec in tqdm([*sorted(model.streams, key=lambda s: s.kind != "text"), None], "export", leave=False):
+    for spec in tqdm([*model.text_first, None], "export", leave=False):
         if spec is None:
             state, uses = {"h": torch.zeros(1, model.core.units)}, {s.name: f"{s.name}.token" for s in model.streams}
             part: nn.Module = FusionPart(model)
@@ -98,7 +98,7 @@ def export_parts(model: RobotMultiSensorModel) -> tuple[dict[str, bytes], list[d
         else:
             encoder = model.encoders[spec.name]
             state, uses = encoder.zero_state(1)._asdict(), {}
-            x = torch.zeros(1, *spec.shape, dtype={"image": torch.uint8, "text": torch.int64}.get(spec.kind))
+            x = torch.zeros(1, *spec.shape, dtype=getattr(torch, spec.dtype))
             args, inputs, outputs = (x, one, state["v"], state["h"]), ["x", "dt", "v_in", "h_in"], ["token"]
             if spec.kind == "image":
                 uses, outputs = {"text": f"{model.text}.token"}, ["token", "attention"]
@@ -112,6 +112,11 @@ def export_parts(model: RobotMultiSensorModel) -> tuple[dict[str, bytes], list[d
             {"name": name, "file": f"{name}.onnx", "stream": spec and spec.name, "state": shapes, "uses": uses}
         )
     return files, parts
+
+
+def image_stream(model: RobotMultiSensorModel) -> str:
+    """The stream whose attention is shown."""
+    return next(spec.name for spec in model.streams if spec.kind == "image")
 
 
 def _export(part: nn.Module, args: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> bytes:
@@ -180,8 +185,10 @@ def parity(
     Returns the largest error of any action, the share of spikes that differ and each stream's spike rate; and some
     ticks from where all state starts anew in the midst of a drive, with their outputs.
     """
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingDependency("comparing torch with ONNX Runtime", "onnxruntime", "ort") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     sessions = {p["name"]: onnxruntime.InferenceSession(files[p["file"]], options) for p in parts}
@@ -239,9 +246,9 @@ class _Memory:
             values = dict(zip(names, sessions[name].run(None, feeds)))
             self.state[name] = {k: values[f"{k}_out"] for k in part["state"]}
             self.held |= {f"{name}.{k}": v for k, v in values.items()}
-        rows, cols = next(e.net.grid for e in model.encoders.values() if hasattr(e.net, "grid"))
-        blank = np.zeros((1, rows, cols), np.float32)
-        attention = self.held.get("camera.attention", blank)
+        name = image_stream(model)
+        blank = np.zeros((1, *model.encoders[name].net.grid), np.float32)
+        attention = self.held.get(f"{name}.attention", blank)
         return {"action": self.held["fusion.action"], "attention": attention, "gates": self.held["fusion.gates"]}
 
 
@@ -258,7 +265,7 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
     if report["max_action_error"] > MAX_ERROR or report["spike_disagreement"] > MAX_SPIKE_DISAGREEMENT:
         raise EngineError(f"{checkpoint}: ONNX Runtime does not do what torch does: {report}")
     period_s = recipe.tick["period_ms"] / 1e3
-    image = next(spec for spec in recipe.streams if spec.kind == "image")
+    image = image_stream(model)
     manifest = {
         "task": recipe.task,
         "streams": [asdict(spec) for spec in recipe.streams],
@@ -267,7 +274,7 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
         "parts": parts,
         "outputs": {
             "action": {"source": "fusion.action", "dt_s": period_s, **recipe.action},
-            "attention": {"source": f"{image.name}.attention", "stream": image.name},
+            "attention": {"source": f"{image}.attention", "stream": image},
             "gates": {"source": "fusion.gates"},
         },
         "training": {"recipe": recipe.task, "seed": recipe.seed, "commit": commit, "parity": report},

@@ -17,9 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm_edge.types import Audio, Sample, StreamSpec
-
-NS = 1_000_000_000
+from mm_edge.types import NS, Audio, Sample, StreamSpec
 
 
 class View(NamedTuple):
@@ -125,19 +123,22 @@ class TickRule:
     def __init__(self, anchor: str, max_period_ms: float):
         self.anchor = anchor
         self._max_period_ns = round(max_period_ms * 1e6)
-        self._anchor_came = False
+        self._came_ns: int | None = None  # when the anchor stream's newest sample arrived
         self._last_ns: int | None = None
 
-    def pushed(self, stream: str) -> None:
-        if stream == self.anchor:  # no read-modify-write: several threads push
-            self._anchor_came = True
+    def pushed(self, sample: Sample) -> None:
+        if sample.stream == self.anchor:  # no read-modify-write: several threads push
+            self._came_ns = sample.arrival_ns
 
     def due(self, now_ns: int) -> bool:
-        late = self._last_ns is None or not 0 <= now_ns - self._last_ns < self._max_period_ns
-        return self._anchor_came or late
+        """A sample that arrives while a tick is under way, and that this tick does not see, calls for the next."""
+        last_ns, came_ns = self._last_ns, self._came_ns
+        if last_ns is None or not 0 <= now_ns - last_ns < self._max_period_ns:
+            return True
+        return came_ns is not None and last_ns < came_ns <= now_ns
 
     def ticked(self, now_ns: int) -> None:
-        self._anchor_came, self._last_ns = False, now_ns
+        self._last_ns = now_ns
 
 
 class _Latest:
@@ -301,11 +302,14 @@ class _Sound(_Latest):
         gap = 0 if self._end is None else data.first_sample - self._end
         if gap:
             self.counts["gap" if gap > 0 else "overlap"] += 1
-        if not 0 <= gap <= self._n:  # a new microphone, or a hole longer than the window
+        samples = data.samples
+        if -len(samples) < gap < 0:  # its begin was heard already
+            samples = samples[-gap:]
+        elif not 0 <= gap <= self._n:  # a new microphone, or a hole longer than the window
             self._append(np.zeros((self._n, self.spec.channels), np.int16), False)
         elif gap:
             self._append(np.zeros((gap, self.spec.channels), np.int16), False)
-        self._append(data.samples[-self._n :], True)
+        self._append(samples[-self._n :], True)
         self.newest_ns, self._end = stamp_ns, data.first_sample + len(data.samples)
 
     def _append(self, samples: np.ndarray, valid: bool) -> None:

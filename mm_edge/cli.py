@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return importlib.import_module(f"mm_edge.commands.{args.command}").run(args)
-    except EdgeError as error:
+    except (EdgeError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
         print(f"mm-edge {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from mm_edge.align import NS, Aligner
+from mm_edge.align import Aligner
 from mm_edge.errors import SampleError
-from mm_edge.types import StreamSpec
+from mm_edge.types import NS, Output, StreamSpec
 
 DEAD_AFTER_S = 2.0
 SLOW_BELOW = 0.5  # of the rate the model was made for
@@ -32,8 +33,19 @@ class StreamHealth:
 class Health:
     engine: str
     streams: tuple[StreamHealth, ...]
-    reasons: tuple[str, ...]  # why the last tick gave no action
+    reasons: tuple[str, ...]  # why the last tick without an action, of those since the last report, had none
+    idle_ticks: int  # how many these were
     dropped: dict[str, int]  # part -> steps dropped because they were not finite
+
+
+class IdleTicks(NamedTuple):
+    """Ticks without an action since the last report: one a second would hide what happened in between."""
+
+    ticks: int = 0
+    reasons: tuple[str, ...] = ()  # of the last
+
+    def after(self, output: Output) -> IdleTicks:
+        return IdleTicks(self.ticks + 1, output.reasons) if output.reasons else self
 
 
 def absence(spec: StreamSpec, age_s: float, silent_s: float) -> str | None:

@@ -201,6 +201,8 @@ def _wrong_stream(spec: StreamSpec) -> str | None:
         return "rate_hz, max_age_ms and window_ms in a sane range"
     if spec.max_age_ms == 0 and not spec.latched:
         return "max_age_ms above 0, or a latched stream"
+    if spec.latched and spec.kind in ("audio", "imu"):
+        return "no latched stream of a kind that is seen through a window"
     if min(spec.std, default=0) <= 0 or len(spec.mean) != len(spec.std):
         return "as many std as mean, above 0"
     if len(spec.std) not in {"imu": (1, 6), "vector": (1, spec.shape[0])}.get(spec.kind, (1,)):

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from mm_edge.errors import BundleError, EdgeError, MissingDependency, SampleError
-from mm_edge.types import Action, Audio, Output, Sample, Scan, StreamSpec
+from mm_edge.types import NS, Action, Audio, Output, Sample, Scan, StreamSpec
 
-NS = 1_000_000_000
 TWIST = ("linear_x", "linear_y", "linear_z", "angular_x", "angular_y", "angular_z")
+DRIVEN = ("linear_x", "angular_z")  # of these, what moves a base
 
 # The message that carries each kind of stream from us. `vector`: positions of a JointState, since that has a header.
 MESSAGE_TYPES = {

@@ -14,15 +14,15 @@ import numpy as np
 
 from mm_edge import engine as engines
 from mm_edge import preprocess
-from mm_edge.align import NS, Aligner, TickRule, Window
+from mm_edge.align import Aligner, TickRule, Window
 from mm_edge.bundle import Bundle
 from mm_edge.engine.part import Fresh, ModelInputs, ModelOutputs
 from mm_edge.errors import EdgeError, SampleError
-from mm_edge.health import Health, StreamMonitor, absence
+from mm_edge.health import Health, IdleTicks, StreamMonitor, absence
 from mm_edge.manifest import ActionSpec
 from mm_edge.preprocess import Vocabulary
 from mm_edge.safety import Limits, limit
-from mm_edge.types import Action, Attention, Output, Sample, StreamSpec
+from mm_edge.types import NS, Action, Attention, Output, Sample, StreamSpec
 
 
 def model_inputs(specs: Iterable[StreamSpec], window: Window, vocabulary: Vocabulary | None = None) -> ModelInputs:
@@ -79,9 +79,15 @@ class Pipeline:
         self._previous = [0.0] * len(self._limits.names)  # the last action
         self._last: Output | None = None
         self._silent_s = dict.fromkeys(self.specs, float("inf"))
+        self._refused_commands: dict[str, str] = {}
+        self._idle = IdleTicks()
 
     def push(self, sample: Sample) -> bool:
-        """Take a sample in: no lock, no copy, from any thread. False if refused, which `health` counts with why."""
+        """Take a sample in: no lock, no copy, from any thread. False if refused, which `health` counts with why.
+
+        A command that is refused ends the one in force, too: whoever says "stop" in words that the model does not know
+        wants anything but that it goes on.
+        """
         try:
             if sample.stream not in self.specs:
                 raise SampleError(sample.stream, f"one of the streams {list(self.specs)}", "none of them")
@@ -89,14 +95,17 @@ class Pipeline:
         except SampleError as error:
             self.refuse(error)
             return False
+        self._refused_commands.pop(sample.stream, None)
         self._aligner.push(sample)
-        self._rule.pushed(sample.stream)
+        self._rule.pushed(sample)
         return True
 
     def refuse(self, error: SampleError) -> None:
         """Count a sample that could not even be made from its message."""
         if error.stream in self._monitors:
             self._monitors[error.stream].refuse(error)
+            if self.specs[error.stream].latched:
+                self._refused_commands[error.stream] = str(error)
 
     def due(self, now_ns: int) -> bool:
         return self._rule.due(now_ns)
@@ -107,23 +116,29 @@ class Pipeline:
         window = self._aligner.window(now_ns)
         try:
             outputs = self.model.step(model_inputs(self.bundle.streams, window, self.bundle.vocabulary))
-        except EdgeError as error:  # an engine that fails: the robot must hear of it, and stop
-            outputs = ModelOutputs({}, np.ones(len(self.specs), np.float32), (str(error),))
+        except Exception as error:  # whatever fails, the robot must hear of it, and stop
+            why = str(error) if isinstance(error, EdgeError) else f"{type(error).__name__}: {error}"
+            outputs = ModelOutputs({}, np.ones(len(self.specs), np.float32), (why,))
             self._aligner.restart()  # some parts may have stepped, others not
         self._silent_s = {name: view.silent_s for name, view in window.views.items()}
         self._last = self._output(window, outputs)
+        self._idle = self._idle.after(self._last)
         return self._last
 
     def health(self, now_ns: int) -> Health:
         """How every stream fares, for /diagnostics; call it about once a second."""
         sources = self._last.sources if self._last else {}
+        since_s = (
+            (now_ns - self._last.stamp_ns) / NS if self._last else 0.0
+        )  # what has come since was not looked at yet
         streams = []
         for name, monitor in self._monitors.items():
             age_s = (now_ns - sources[name]) / NS if name in sources else float("inf")
-            streams.append(monitor.report(now_ns, age_s, self._silent_s[name], self._aligner))
-        reasons = self._last.reasons if self._last else ("no tick yet",)
+            streams.append(monitor.report(now_ns, age_s, self._silent_s[name] + since_s, self._aligner))
+        idle, self._idle = self._idle, IdleTicks()
+        reasons = idle.reasons if self._last else ("no tick yet",)
         dropped = {name: part.dropped_steps for name, part in self.model.parts.items() if part.dropped_steps}
-        return Health(self.engine, tuple(streams), reasons, dropped)
+        return Health(self.engine, tuple(streams), reasons, idle.ticks, dropped)
 
     def _output(self, window: Window, outputs: ModelOutputs) -> Output:
         spec, values = self.bundle.outputs, outputs.values
@@ -137,6 +152,7 @@ class Pipeline:
             if not mask[name]:
                 why = absence(stream, view.age_s, view.silent_s) or f"{name} dropped: its features are not finite"
                 (reasons if stream.required else notes).append(why)
+        reasons += [f"command refused: {why}" for why in self._refused_commands.values()]
         if self._sensors and not any(map(mask.get, self._sensors)):  # a command alone is nothing to drive by
             seen = any(name in sources for name in self._sensors)
             reasons.append("no sensor is present" if seen else "warming up: no sensor seen yet")

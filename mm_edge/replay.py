@@ -88,7 +88,7 @@ def _with_ticks(records: Iterable[Record], tick: TickTimes) -> Iterator[Record]:
             due_ns += period_ns
         for record in arrived:
             if isinstance(record, Sample):
-                rule.pushed(record.stream)
+                rule.pushed(record)
             yield record
         if arrival_ns and rule.due(arrival_ns):
             yield Tick(arrival_ns, {})

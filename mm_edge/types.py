@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+NS = 1_000_000_000  # in a second
 KINDS = ("image", "audio", "scan", "points", "imu", "vector", "text")
 
 

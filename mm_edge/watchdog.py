@@ -1,6 +1,6 @@
 """The watchdog between a model and the wheels: forward an action or stop, never repeat one.
 
-    watchdog = Watchdog(low=(-0.2, -1.8), high=(0.6, 1.8))
+    watchdog = Watchdog(Limits(("linear_x", "angular_z"), min=(-0.2, -1.8), max=(0.6, 1.8), max_rate=(2.5, 10.0)))
     command = watchdog.on_action(source, stamp_ns, values, now_steady_ns, now_ros_ns)  # None: nothing to send
     if watchdog.check(now_steady_ns):                                                  # True: the wheels must stand
         ...
@@ -11,9 +11,12 @@ It reads no clock. Deadlines run on the steady clock, since a robot's ROS clock 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 
 import numpy as np
+
+from mm_edge.safety import Limits, limit
+from mm_edge.types import NS
 
 STOP = np.zeros(2)
 STOP.flags.writeable = False
@@ -26,7 +29,8 @@ class Watchdog:
     Who a source is, the caller says. It must judge by who sends: discovery lists a dead publisher for a while.
 
     Args:
-        low, high: limits of (linear_x m/s, angular_z rad/s); an action beyond them is clipped.
+        limits: the robot's, of (linear_x m/s, angular_z rad/s); what goes beyond is limited, also after a stop, of
+            which whoever sends may know nothing.
         deadline_ms: longest time between actions, and greatest age of one.
         clear_after: valid actions in a row, none later than the deadline, before the first is forwarded.
         future_tolerance_ms: how far a stamp may lie ahead of the ROS clock.
@@ -36,13 +40,12 @@ class Watchdog:
 
     def __init__(
         self,
-        low: Sequence[float],
-        high: Sequence[float],
+        limits: Limits,
         deadline_ms: float = 150.0,
         clear_after: int = 3,
         future_tolerance_ms: float = 50.0,
     ):
-        self._low, self._high = np.asarray(low, float), np.asarray(high, float)
+        self._limits = limits
         self._deadline_ns = round(deadline_ms * 1e6)
         self._future_ns = round(future_tolerance_ms * 1e6)
         self._clear_after = clear_after
@@ -56,6 +59,7 @@ class Watchdog:
         self._source: Hashable = None
         self._heard_ns = self._valid_ns = -self._deadline_ns
         self._valid = self._stamp_ns = 0
+        self._sent, self._sent_ns = STOP.tolist(), -self._deadline_ns  # what the wheels were told last, and when
 
     def on_action(
         self, source: Hashable, stamp_ns: int, values: np.ndarray, now_steady_ns: int, now_ros_ns: int
@@ -87,9 +91,14 @@ class Watchdog:
             self.counts["refused"] += 1
             self.reason = f"{self._valid} valid actions of {self._clear_after} before driving on"
             return None
-        self.reason = None
+        if self.reason:
+            self.reason, self._sent = None, STOP.tolist()
+        dt_s = min(now_steady_ns - self._sent_ns, self._deadline_ns) / NS
+        allowed, _ = limit(values.tolist(), self._sent, dt_s, self._limits)
+        assert allowed is not None, "a fault was looked for before"
+        self._sent, self._sent_ns = allowed, now_steady_ns
         self.counts["forwarded"] += 1
-        return np.clip(values, self._low, self._high)
+        return np.array(allowed)
 
     def check(self, now_steady_ns: int) -> bool:
         """Must the wheels stand? Call it when the deadline may have passed."""

@@ -228,6 +228,15 @@ def test_a_chunk_longer_than_the_window_leaves_its_end():
     assert view(aligner, 5, "audio").data[:, 0].tolist() == [3, 4, 5]
 
 
+def test_a_chunk_that_begins_in_the_one_before_adds_what_is_new():
+    aligner = Aligner([AUDIO], tick_period_s=0.1)
+    aligner.push(sound(0, 1, 2, 3))
+    aligner.push(sound(2, 3, 4))
+    seen = view(aligner, 4, "audio")
+    assert seen.data[:, 0].tolist() == [2, 3, 4] and seen.valid.all()
+    assert aligner.counts("audio")["overlap"] == 1
+
+
 @st.composite
 def arrivals(draw):
     """Frames of any rate from 0.1 to 1,000 Hz with jitter, latency, loss and duplicates, pushed in any order."""
@@ -278,7 +287,13 @@ def test_tick_with_the_anchor_or_when_it_is_late():
     rule.ticked(T0)
     assert not rule.due(T0 + 99 * MS)
     assert rule.due(T0 + 100 * MS)
-    rule.pushed("imu")
+    rule.pushed(Sample("imu", T0, T0 + 5 * MS, np.zeros(6, np.float32)))
     assert not rule.due(T0 + 10 * MS)
-    rule.pushed("camera")
+    rule.pushed(camera(0, arrival_ms=5))
+    assert not rule.due(T0 + 4 * MS)
     assert rule.due(T0 + 10 * MS)
+    rule.pushed(camera(6, arrival_ms=8))  # while a tick for 7 ms is under way, which does not see it
+    rule.ticked(T0 + 7 * MS)
+    assert rule.due(T0 + 10 * MS)
+    rule.ticked(T0 + 10 * MS)
+    assert not rule.due(T0 + 11 * MS)

@@ -136,10 +136,56 @@ def test_an_engine_that_fails_is_a_reason_not_a_crash(pipeline, monkeypatch):
 def test_a_bad_sample_is_refused_counted_and_named(pipeline, stream, data, why):
     assert push(pipeline, T, text="go") == [True]
     assert push(pipeline, T, **{stream: data}) == [False]
-    assert tick(pipeline, T).action is not None
+    assert (tick(pipeline, T).action is None) == (stream == "text")  # see the next test
     health = {s.name: s for s in pipeline.health(T).streams}[stream]
     assert health.counts["refused"] == 1
     assert any(re.search(why, reason) for reason in health.reasons)
+
+
+def test_a_command_that_is_not_understood_ends_the_one_in_force(pipeline):
+    push(pipeline, T, text="go")
+    assert tick(pipeline, T).action is not None
+    assert push(pipeline, T + 50 * MS, text="halt!!") == [False]
+    for t_ms in (100, 200, 300):
+        output = tick(pipeline, T + t_ms * MS)
+        assert output.action is None
+        assert output.reasons == (
+            "command refused: text: expected words among the 3 the model knows, got unknown ['halt']",
+        )
+    push(pipeline, T + 350 * MS, text="go")
+    assert tick(pipeline, T + 400 * MS).action is not None
+
+
+def test_whatever_fails_in_a_tick_is_a_reason_and_nothing_is_lost(pipeline, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    push(pipeline, T, text="go", camera=GREY)
+    monkeypatch.setattr("mm_edge.preprocess.prepare", fail)
+    assert tick(pipeline, T).reasons == ("RuntimeError: out of memory",)
+    monkeypatch.undo()
+    assert tick(pipeline, T + 100 * MS).action.values[0, 0] == pytest.approx(A * (A * 0.2 + 1))
+
+
+def test_health_tells_of_each_tick_without_an_action(pipeline):
+    push(pipeline, T, text="go", camera=GREY)
+    tick(pipeline, T)
+    assert (pipeline.health(T).idle_ticks, pipeline.health(T).reasons) == (0, ())
+    push(pipeline, T + 50 * MS, text="halt")
+    for t_ms in (100, 200):
+        tick(pipeline, T + t_ms * MS)
+    push(pipeline, T + 250 * MS, text="go")
+    tick(pipeline, T + 300 * MS)
+    health = pipeline.health(T + 300 * MS)
+    assert health.idle_ticks == 2 and "unknown ['halt']" in health.reasons[0]
+    assert pipeline.health(T + 300 * MS).reasons == ()
+
+
+def test_streams_are_silent_not_skewed_while_no_tick_comes(pipeline):
+    push(pipeline, T, text="go", camera=GREY)
+    tick(pipeline, T)
+    camera = pipeline.health(T + 5000 * MS).streams[0]
+    assert camera.reasons == ("camera dead: silent for 5.0 s",)
 
 
 def test_a_sample_of_a_stream_that_the_model_does_not_have_is_refused(pipeline):

@@ -168,8 +168,8 @@ def run_command(*arguments, hash_seed="1"):
 def test_the_command_writes_json_lines_and_the_same_ones_twice(tmp_path, path):
     bundle = write_toy_bundle(tmp_path / "toy")
     with RecordingWriter(path, STREAMS) as recording:
-        recording.write(Sample("text", T0, T0, "go"))
-        recording.write(Sample("text", T0 + 40 * MS, T0 + 40 * MS, "fly to the moon"))
+        recording.write(Sample("text", T0, T0, "fly to the moon"))
+        recording.write(Sample("text", T0 + 40 * MS, T0 + 40 * MS, "go"))
         for i in range(1, 21):
             recording.write(frame(100 * i))
             recording.write(imu(100 * i + 10))

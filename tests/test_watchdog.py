@@ -7,14 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mm_edge.safety import Limits
 from mm_edge.watchdog import Watchdog
 
 MS = 1_000_000
 GO = (0.4, 1.0)
 
 
-def make(**kwargs):
-    return Watchdog(low=(-0.2, -1.8), high=(0.6, 1.8), deadline_ms=150, clear_after=3, **kwargs)
+LIMITS = Limits(("linear_x", "angular_z"), min=(-0.2, -1.8), max=(0.6, 1.8), max_rate=(10.0, 100.0))
+
+
+def make(limits=LIMITS, **kwargs):
+    return Watchdog(limits, deadline_ms=150, clear_after=3, **kwargs)
 
 
 def act(dog, t_ms, values=GO, source="model", age_ms=0.0, ros_offset_ms=10**9):
@@ -23,11 +27,11 @@ def act(dog, t_ms, values=GO, source="model", age_ms=0.0, ros_offset_ms=10**9):
     return dog.on_action(source, now_ros_ns - round(age_ms * MS), np.array(values), round(t_ms * MS), now_ros_ns)
 
 
-def running(at_ms=200):
-    dog = make()
+def running(at_ms=200, **kwargs):
+    dog = make(**kwargs)
     for t_ms in (at_ms - 133, at_ms - 67, at_ms):
         command = act(dog, t_ms)
-    assert command.tolist() == list(GO) and dog.reason is None
+    assert command is not None and dog.reason is None
     return dog
 
 
@@ -106,6 +110,16 @@ def test_a_source_that_only_sends_rubbish_still_counts_as_sending():
 def test_limits_clip():
     dog = running(at_ms=200)
     assert act(dog, 250, values=(5.0, -9.0)).tolist() == [0.6, -1.8]
+
+
+def test_after_a_stop_the_wheels_start_from_rest():
+    dog = running(at_ms=200, limits=Limits(LIMITS.names, LIMITS.min, LIMITS.max, max_rate=(2.0, 100.0)))
+    for t in range(250, 600, 50):
+        command = act(dog, t)
+    assert command.tolist() == [0.4, 1.0]
+    assert [act(dog, t) is None for t in (1000, 1050)] == [True, True]
+    assert act(dog, 1100)[0] == pytest.approx(2.0 * 0.150)  # at most the deadline's worth of speeding up
+    assert act(dog, 1120)[0] == pytest.approx(0.3 + 2.0 * 0.020)
 
 
 def test_a_ros_clock_that_stands_still_stops_the_wheels():

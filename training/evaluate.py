@@ -59,6 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
+    if args.worlds < 1:
+        parser.error(f"--worlds: expected at least 1, got {args.worlds}")
+    if args.expert and (args.without or args.all_masks):
+        parser.error("--expert drives by what it knows, not by sensors: give it without --without and --all-masks")
     try:
         if not args.expert:
             Bundle.read(args.bundle)  # a bad bundle is refused here, not in a worker

@@ -262,6 +262,7 @@ class RobotMultiSensorModel(nn.Module):
         super().__init__()
         self.streams = tuple(streams)
         self.text = next((s.name for s in streams if s.kind == "text"), None)
+        self.text_first = sorted(self.streams, key=lambda s: s.kind != "text")  # it steers the camera
         self.encoders = nn.ModuleDict()
         for spec in streams:
             period_s = max(tick_period_s, 1 / spec.rate_hz if spec.rate_hz else 0.0)
@@ -292,7 +293,7 @@ class RobotMultiSensorModel(nn.Module):
         grids: dict[str, Tensor] = {}
         encoders, held = dict(state.encoders), dict(state.held)
         text_tokens = None
-        for spec in sorted(self.streams, key=lambda s: s.kind != "text"):  # the text first: it steers the camera
+        for spec in self.text_first:
             name, encoder, steps = spec.name, self.encoders[spec.name], batch.steps[spec.name]
             lane, slot = steps.where.T
             if spec.kind == "image":

@@ -24,7 +24,7 @@ def step(
     if inputs.reset:
         state = model.zero_state(1)
     encoders, held, spikes = dict(state.encoders), dict(state.held), {}
-    for spec in sorted(model.streams, key=lambda s: s.kind != "text"):
+    for spec in model.text_first:
         if spec.name not in inputs.fresh:
             continue
         x, dt_s, reset = inputs.fresh[spec.name]
@@ -59,7 +59,7 @@ class TorchPipeline:
 
     def push(self, sample: Sample) -> None:
         self._aligner.push(sample)
-        self._rule.pushed(sample.stream)
+        self._rule.pushed(sample)
 
     def due(self, now_ns: int) -> bool:
         return self._rule.due(now_ns)

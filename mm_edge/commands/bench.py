@@ -16,11 +16,12 @@ from unittest import mock
 import numpy as np
 
 from mm_edge import preprocess
-from mm_edge.align import NS, Aligner
+from mm_edge.align import Aligner
 from mm_edge.bundle import SHIPPED, Bundle
+from mm_edge.errors import EdgeError
 from mm_edge.pipeline import Pipeline
 from mm_edge.preprocess import AUDIO_HOP_S, prepare
-from mm_edge.types import Audio, Sample, Scan, StreamSpec
+from mm_edge.types import NS, Audio, Sample, Scan, StreamSpec
 
 WARM_UP_TICKS = 20
 
@@ -66,7 +67,8 @@ def measure(pipeline: Pipeline, ticks: int) -> dict[str, Any]:
         now_ns += period_ns
         for sensor in sensors:
             for sample in sensor(now_ns - period_ns, now_ns):
-                assert pipeline.push(sample), pipeline.health(now_ns).streams
+                if not pipeline.push(sample):
+                    raise EdgeError(f"the bench's own sample is refused: {pipeline.health(now_ns).streams}")
 
     def tick() -> int:
         started = time.perf_counter_ns()
@@ -123,7 +125,8 @@ def preprocess_us(bundle: Bundle, repeat: int = 200) -> dict[str, float]:
 
 
 def samples(spec: StreamSpec, bundle: Bundle) -> Callable[[int, int], list[Sample]]:
-    """A sensor: what arrives of a stream between two instants, at its rate, the last at the later one."""
+    """A sensor: what arrives of a stream between two instants, at its rate; at least one sample, except of sound the
+    last of them at the later instant."""
     pool = [_data(spec, bundle, np.random.default_rng(seed)) for seed in range(8)]
     period_ns = round(AUDIO_HOP_S * NS if spec.kind == "audio" else NS / (spec.rate_hz or 1))
 

@@ -13,7 +13,7 @@ from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.errors import EdgeError
 from mm_edge.messages import TOPICS
 from mm_edge.recording import RecordingWriter
-from mm_edge.types import Action, StreamSpec
+from mm_edge.types import Action, Sample, StreamSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mm_edge.sim.sensors import TIMING
+
     streams = Bundle.read(args.bundle).streams
+    if missing := [spec.name for spec in streams if spec.name not in {*TIMING, "text"}]:
+        raise EdgeError(f"{args.bundle}: the simulator has no stream {missing}, only {[*TIMING, 'text']}")
     seeds = range(args.seed, args.seed + args.episodes)
     if there := [str(args.out / str(seed)) for seed in seeds if (args.out / str(seed)).exists()]:
         raise EdgeError(f"{there[0]}: exists already; recordings are never overwritten")
@@ -59,4 +63,8 @@ def record_episode(path: Path, seed: int, streams: tuple[StreamSpec, ...]) -> No
         def on_drive(now_ns: int, action: Sequence[float]) -> None:
             command("cmd_vel", action, now_ns)
 
-        recording.outcome = episode.run(driver, recording.write, on_tick, on_drive).as_dict()
+        def on_sample(sample: Sample) -> None:
+            if sample.stream in topics:
+                recording.write(sample)
+
+        recording.outcome = episode.run(driver, on_sample, on_tick, on_drive).as_dict()

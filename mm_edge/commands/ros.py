@@ -26,6 +26,7 @@ PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES
 _CHECKOUT = Path(__file__).parents[2] / "ros2_ws" / "src" / "mm_edge_ros"
 # Not only the import: messages built for another numpy fail when they are first used.
 _TRY = "from rclpy.serialization import serialize_message; from sensor_msgs.msg import Imu; serialize_message(Imu())"
+TRY_TIMEOUT_S = 30
 _GUARD = "_ROS_WHEELS_BOOTSTRAP_COMPLETE"
 _PR_SET_PDEATHSIG = 1
 
@@ -58,9 +59,14 @@ def find_ros() -> Ros:
         env["AMENT_PREFIX_PATH"] = os.pathsep.join([*overlays, sys.prefix])
         env.pop(_GUARD, None)
         name = "ROS 2 from pip wheels"
-    tried = subprocess.run([sys.executable, "-c", _TRY], env=env, capture_output=True, text=True)
-    if tried.returncode:
-        reason = (tried.stderr.strip().splitlines() or ["?"])[-1]
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", _TRY], env=env, capture_output=True, text=True, timeout=TRY_TIMEOUT_S
+        )
+        reason = (tried.stderr.strip().splitlines() or ["?"])[-1] if tried.returncode else ""
+    except subprocess.TimeoutExpired:
+        reason = f"it did not start within {TRY_TIMEOUT_S} s"
+    if reason:
         raise RosMissing(
             f"no ROS 2 for {sys.executable} ({reason}): source one, or on x86-64 pip install 'mm-edge[ros]'"
         )

@@ -163,7 +163,7 @@ class ExpertDriver:
         self.camera_ns = 0
 
     def push(self, sample: Sample) -> None:
-        self._rule.pushed(sample.stream)
+        self._rule.pushed(sample)
         if sample.stream == ANCHOR:
             self.camera_ns = max(self.camera_ns, sample.stamp_ns)
 

@@ -2,7 +2,8 @@
 
 It makes straight for the farthest point of the cheapest path that it can reach in a straight line, so that what it does
 follows from where the target and the nearest obstacles are; slows down for what is ahead, whatever the way around it;
-stops for the alarm, and at the target; and, told to go to something it has not seen for a while, turns left until it sees it.
+stops for the alarm, and at the target; and, told to go to something it has not seen for a while, turns left until it
+sees it.
 """
 
 from __future__ import annotations

@@ -18,18 +18,19 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from mm_edge.bundle import SHIPPED, Bundle
-from mm_edge.errors import EdgeError
+from mm_edge.errors import BundleError, EdgeError
 from mm_edge.health import Health
-from mm_edge.messages import NS, action_to_ros, output_to_json, to_ros
+from mm_edge.messages import DRIVEN, action_to_ros, output_to_json, to_ros
 from mm_edge.overlay import draw
 from mm_edge.pipeline import Pipeline
 from mm_edge.safety import Limits
-from mm_edge.types import Action, Output, Sample, Scan
+from mm_edge.types import NS, Output, Sample, Scan
 from mm_edge_ros.node import COMMAND_QOS, ERROR, OK, SENSOR_QOS, STEADY, WARN, declare, diagnostics, run
 from mm_edge_ros.streams import StreamSubscription, topics
 
 POLL_S = 0.01  # how late a tick without the anchor stream may be
 REPORT_S = 1.0
+HANG_S = 2.0  # a tick that takes longer never ends
 
 
 class EdgeNode(LifecycleNode):
@@ -86,8 +87,11 @@ class EdgeNode(LifecycleNode):
                 raise EdgeError(f"image_transport: expected raw or compressed, got {value['image_transport']!r}")
             bundle = Bundle.read(value["bundle"] or SHIPPED)
             self._pipeline = Pipeline(bundle, value["engine"], self._limits(bundle))
-            if action := bundle.outputs.action:  # one that no Twist can hold is refused now
-                action_to_ros(TwistStamped(), 0, Action(action.names, np.zeros((1, len(action.names))), action.dt_s))
+            action = bundle.outputs.action
+            if action and (unknown := set(action.names) - set(DRIVEN)):  # the watchdog would drop it without a word
+                raise BundleError(
+                    f"{bundle.path}: a base moves by {' and '.join(DRIVEN)}, this model also by {unknown}"
+                )
         except Exception as error:  # any other rclpy would swallow without a word
             self._pipeline = None
             self._trouble = str(error) if isinstance(error, EdgeError) else f"{type(error).__name__}: {error}"
@@ -135,7 +139,12 @@ class EdgeNode(LifecycleNode):
     def _end(self) -> None:
         self._stop.set()
         if self._worker is not None:
-            self._worker.join()
+            self._worker.join(HANG_S)
+            if (
+                self._worker.is_alive()
+            ):  # nobody can end a thread in an engine that hangs, but a process can be respawned
+                self.get_logger().fatal(f"inference hangs for more than {HANG_S:g} s: this process ends")
+                os._exit(1)
             self._worker, self._trouble = None, ""
 
     def _halt(self) -> None:
@@ -263,7 +272,10 @@ class EdgeNode(LifecycleNode):
             "latency_p99_ms": f"{p99:.2f}",
             **{f"{part}_steps_dropped": n for part, n in health.dropped.items()},
         }
-        reasons = list(health.reasons) + ["disabled by ~/enable"] * (not self._enabled)
+        reasons = list(health.reasons)
+        if reasons and health.idle_ticks > 1:
+            reasons[-1] += f" ({health.idle_ticks} ticks without an action)"
+        reasons += ["disabled by ~/enable"] * (not self._enabled)
         reasons += [] if self._streams else ["waiting for /clock"]
         trouble, self._trouble = self._trouble, ""  # told once; what lasts, the next tick says again
         silent_s = (STEADY.now().nanoseconds - self._ticked_steady_ns) / NS

@@ -12,11 +12,11 @@ from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from std_srvs.srv import Trigger
 
-from mm_edge.messages import twist_from_ros
+from mm_edge.messages import DRIVEN, TWIST, twist_from_ros
+from mm_edge.safety import Limits
+from mm_edge.types import NS
 from mm_edge.watchdog import STOP, Watchdog
 from mm_edge_ros.node import COMMAND_QOS, ERROR, OK, STEADY, WARN, declare, diagnostics, run
-
-LINEAR_X, ANGULAR_Z = 0, 5
 
 
 class WatchdogNode(Node):
@@ -28,9 +28,19 @@ class WatchdogNode(Node):
         linear_min = declare(self, "linear_min", -0.2, "m/s; the robot's limit", -20.0, 0.0)
         linear_max = declare(self, "linear_max", 0.6, "m/s; the robot's limit", 0.0, 20.0)
         angular_max = declare(self, "angular_max", 1.8, "rad/s; the robot's limit, both ways", 0.0, 50.0)
+        linear_rate = declare(
+            self, "linear_rate_max", 2.5, "m/s^2; the robot's limit; braking is never slowed", 0.1, 100.0
+        )
+        angular_rate = declare(self, "angular_rate_max", 10.0, "rad/s^2; the robot's limit", 0.1, 1e3)
         self._stamped = declare(self, "stamped", True, "cmd_vel is a TwistStamped; false: a Twist")
         self._frame_id = declare(self, "frame_id", "base_link", "header.frame_id of cmd_vel")
-        self._watchdog = Watchdog((linear_min, -angular_max), (linear_max, angular_max), deadline_ms)
+        limits = Limits(
+            DRIVEN,
+            min=(linear_min, -angular_max),
+            max=(linear_max, angular_max),
+            max_rate=(linear_rate, angular_rate),
+        )
+        self._watchdog = Watchdog(limits, deadline_ms)
         self._sources = Sources()
         self._reported: str | None = None
 
@@ -50,8 +60,8 @@ class WatchdogNode(Node):
 
     def _on_action(self, msg: TwistStamped, info: dict[str, Any]) -> None:
         source = self._sources.sender(msg.header.frame_id, info.get("publication_sequence_number"))
-        stamp_ns = msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec
-        values = twist_from_ros(msg)[[LINEAR_X, ANGULAR_Z]]
+        stamp_ns = msg.header.stamp.sec * NS + msg.header.stamp.nanosec
+        values = twist_from_ros(msg)[[TWIST.index(name) for name in DRIVEN]]
         now_ros_ns = self.get_clock().now().nanoseconds
         command = self._watchdog.on_action(source, stamp_ns, values, STEADY.now().nanoseconds, now_ros_ns)
         if command is not None:
