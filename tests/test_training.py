@@ -1,5 +1,6 @@
 """The one training loop: recipes, resuming, what modality dropout does to time, and that it learns."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,15 @@ def test_age_is_an_input():
     assert not torch.allclose(
         model(tokens, mask, torch.zeros(1, 3))[0], model(tokens, mask, torch.full((1, 3), 0.2))[0]
     )
+
+
+def test_the_way_is_free_up_to_what_a_robot_would_touch():
+    range_m = torch.full((1, 120), 6.0)
+    range_m[0, 0] = 1.0  # a thin pole straight ahead
+    range_m[0, 30] = 0.5  # and one to the left
+    free = drive.free_m(range_m)[0]
+    assert free[0] == pytest.approx(1.0 - drive.BESIDE_M)
+    assert free[6] == pytest.approx(0.5 - drive.BESIDE_M)  # 90 degrees
+    aside = math.sin(math.radians(15))  # driving 15 degrees past the first, one beside it is touched later
+    assert free[1] == pytest.approx(6.0 if aside > drive.BESIDE_M else math.cos(math.radians(15)), abs=0.3)
+    assert free[12] == pytest.approx(6.0 - drive.BESIDE_M)

@@ -30,7 +30,8 @@ from training.runner import TorchPipeline
 from training.tables import Tables, build_tables, load_tables, save_tables
 
 EXPERT = "expert/cmd_vel"
-SCAN_SECTORS = 24  # auxiliary target of the scan: how near the nearest thing in each is
+HEADINGS = 24  # auxiliary target of the scan: how free the way is in each
+BESIDE_M = 0.24  # from the robot's centre: half its width and a margin
 SEEN_PIXELS = 8
 LESSON_S = 20.0  # a student that is lost has shown it by then
 LINGER_S = 1.5  # lessons go on after the target was reached, so that a student learns to stand there
@@ -51,7 +52,7 @@ def build_model(recipe: Recipe) -> RobotMultiSensorModel:
     model.aux["shape"] = torch.nn.Linear(grid, len(SHAPES) + 1)
     model.aux["camera"] = torch.nn.Linear(units, 4)  # target in view; its bearing's sine and cosine, its nearness
     model.aux["audio"] = torch.nn.Linear(units, 5)  # alarm, beacon on; its bearing's sine and cosine, its nearness
-    model.aux["scan"] = torch.nn.Linear(units, SCAN_SECTORS)
+    model.aux["scan"] = torch.nn.Linear(units, HEADINGS)
     return model
 
 
@@ -130,10 +131,9 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
 
     steps = batch.steps["scan"]
     scanned = next(spec for spec in model.streams if spec.name == "scan")
-    range_m = (1 - steps.x[:, 0].view(len(steps.x), SCAN_SECTORS, -1).amax(-1)) * scanned.range_max_m
-    closest = torch.exp(-range_m / 0.7)
+    blocked = torch.exp(-free_m((1 - steps.x[:, 0]) * scanned.range_max_m) / 0.7)
     said = model.aux["scan"](out.by_step["scan"][steps.where[:, 0], steps.where[:, 1]])
-    scan = ((said - closest) ** 2).mean() if len(steps.x) else said.sum()
+    scan = ((said - blocked) ** 2).mean() if len(steps.x) else said.sum()
 
     rates = {name: _mean(s.mean(-1), batch.steps[name].keep.squeeze(-1).float()) for name, s in out.spikes.items()}
     quiet_or_loud = sum(F.relu(0.05 - r) + F.relu(r - 0.45) for r in rates.values())
@@ -145,7 +145,7 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
         + 0.3 * attention
         + 0.2 * kinds
         + 0.3 * sound
-        + 0.5 * scan
+        + 5 * scan
         + quiet_or_loud
     )
     parts = {
@@ -158,6 +158,17 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
         "scan": scan,
     }
     return total, {**parts, **{f"rate_{k}": v for k, v in rates.items()}}
+
+
+def free_m(range_m: Tensor) -> Tensor:
+    """Ranges (N, beams) over the full circle -> (N, HEADINGS): metres to drive straight on in each direction before
+    something comes nearer than BESIDE_M."""
+    angle = torch.arange(range_m.shape[1]) * (2 * math.pi / range_m.shape[1])
+    off = angle - torch.arange(HEADINGS)[:, None] * (2 * math.pi / HEADINGS)
+    ahead, aside = range_m[:, None] * torch.cos(off), range_m[:, None] * torch.sin(off)
+    before = ahead - (BESIDE_M**2 - aside**2).clamp(min=0).sqrt()
+    in_the_way = (aside.abs() < BESIDE_M) & (torch.cos(off) > 0.3)
+    return torch.where(in_the_way, before, range_m.amax()).amin(-1).clamp(min=0)
 
 
 def _by_cell(logits: Tensor, kind: Tensor) -> Tensor:
