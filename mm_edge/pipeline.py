@@ -101,7 +101,7 @@ class Pipeline:
         return True
 
     def refuse(self, error: SampleError) -> None:
-        """Count a sample that is of no use, or could not even be made from its message, if its stream is the model's."""
+        """Count a sample of the model that is of no use, or could not even be made from its message."""
         if error.stream in self._monitors:
             self._monitors[error.stream].refuse(error)
             if self.specs[error.stream].latched:

@@ -1,6 +1,5 @@
 """The one training loop: recipes, resuming, what modality dropout does to time, and that it learns."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -149,6 +148,5 @@ def test_the_way_is_free_up_to_what_a_robot_would_touch():
     free = drive.free_m(range_m)[0]
     assert free[0] == pytest.approx(1.0 - drive.BESIDE_M)
     assert free[6] == pytest.approx(0.5 - drive.BESIDE_M)  # 90 degrees
-    aside = math.sin(math.radians(15))  # driving 15 degrees past the first, one beside it is touched later
-    assert free[1] == pytest.approx(6.0 if aside > drive.BESIDE_M else math.cos(math.radians(15)), abs=0.3)
+    assert free[1] == pytest.approx(6.0 - drive.BESIDE_M)  # 15 degrees past the first, it is 0.26 m aside
     assert free[12] == pytest.approx(6.0 - drive.BESIDE_M)
