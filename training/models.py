@@ -54,6 +54,14 @@ class CameraNet(nn.Module):
             nn.Conv2d(32, dim, 3, 2, 1, bias=False), nn.BatchNorm2d(dim), nn.ReLU(),
             nn.Conv2d(dim, dim, 3, 1, 1), nn.ReLU(),
         )  # fmt: skip
+        # A cell alone sees 31 pixels: enough for a colour, too little to tell a ball from a box near by.
+        self.context = nn.Sequential(
+            nn.MaxPool2d(2),
+            nn.Conv2d(dim, dim, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, 1, 1),
+            nn.Upsample(self.grid),
+        )
         self.steer = nn.Linear(text_units, 2 * dim)  # FiLM: the command scales and shifts the features
         self.query = nn.Linear(text_units, dim)
         self.key = nn.Conv2d(dim, dim, 1)
@@ -68,6 +76,7 @@ class CameraNet(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         image = x.to(dtype).permute(0, 3, 1, 2).sub_(128).mul_(1 / 64)  # channels-last as it lies, which is fast
         seen = self.conv(image)
+        seen = F.relu(seen + self.context(seen))
         scale, shift = self.steer(text)[..., None, None].chunk(2, 1)
         grid = F.relu(seen * (1 + scale) + shift).float()
         n, cells = len(x), self.grid[0] * self.grid[1]

@@ -173,6 +173,7 @@ def _save(accelerator: Accelerator, folder: Path, index: int) -> None:
     if folder.exists():
         folder.rename(old)
     part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _schedule(step: int, warm_up: int, round_: Round) -> float:
