@@ -42,6 +42,7 @@ from training.runner import step
 OPSET = 20
 PARITY_TICKS, GOLDEN_TICKS = 400, 8
 MAX_ERROR, MAX_SPIKE_DISAGREEMENT = 1e-4, 1e-4
+MAX_ERROR_AFTER_A_FLIP = 0.02  # a membrane at its threshold to the last bit may fire on one side alone
 
 
 class EncoderPart(nn.Module):
@@ -182,8 +183,9 @@ def parity(
 ) -> tuple[dict[str, Any], list[tuple[ModelInputs, dict[str, np.ndarray]]]]:
     """Torch against plain ONNX Runtime on the same ticks, state carried on both sides.
 
-    Returns the largest error of any action, the share of spikes that differ and each stream's spike rate; and some
-    ticks from where all state starts anew in the midst of a drive, with their outputs.
+    Returns the largest error of any action, and apart from it that of actions since a spike differed (until all state
+    starts anew), the share of spikes that differ and each stream's spike rate; and some ticks from where all state
+    starts anew in the midst of a drive, with their outputs.
     """
     try:
         import onnxruntime
@@ -193,22 +195,25 @@ def parity(
     options.intra_op_num_threads = 1
     sessions = {p["name"]: onnxruntime.InferenceSession(files[p["file"]], options) for p in parts}
     state, memory = model.zero_state(1), _Memory(parts)
-    worst, flips, neurons, trace = 0.0, 0, 0, []
+    worst, flips, neurons, trace = {False: 0.0, True: 0.0}, 0, 0, []
+    flipped = False
     fired: dict[str, list[np.ndarray]] = {spec.name: [] for spec in recipe.streams}
     for inputs in simulated_inputs(recipe, PARITY_TICKS):
         action, spikes, state = step(model, inputs, state)
         for name, values in spikes.items():
             fired[name].append(values)
         out = memory.step(sessions, model, inputs)
-        worst = max(worst, float(np.abs(out["action"][0, 0] - action).max()))
+        flipped &= not inputs.reset
         for name, encoder in state.encoders.items():  # a spike that differs leaves the membrane a threshold apart
             apart = np.abs(memory.state[name]["v"] - encoder.v.numpy()) > 0.5
             flips, neurons = flips + int(apart.sum()), neurons + apart.size
+            flipped |= bool(apart.any())
+        worst[flipped] = max(worst[flipped], float(np.abs(out["action"][0, 0] - action).max()))
         if trace or (inputs.reset and len(inputs.fresh) > 1):  # not the begin of a drive, when nothing has come
             trace.append((inputs, out))
     rates = {name: round(float(np.mean(values)), 3) for name, values in fired.items()}
-    report = {"ticks": PARITY_TICKS, "max_action_error": worst, "spike_disagreement": flips / neurons}
-    return {**report, "spike_rates": rates}, trace[:GOLDEN_TICKS]
+    report = {"ticks": PARITY_TICKS, "max_action_error": worst[False], "max_action_error_after_a_flip": worst[True]}
+    return {**report, "spike_disagreement": flips / neurons, "spike_rates": rates}, trace[:GOLDEN_TICKS]
 
 
 class _Memory:
@@ -262,7 +267,11 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
     model = load_model(recipe, checkpoint)
     files, parts = export_parts(model)
     report, trace = parity(recipe, model, files, parts)
-    if report["max_action_error"] > MAX_ERROR or report["spike_disagreement"] > MAX_SPIKE_DISAGREEMENT:
+    if not (
+        report["max_action_error"] <= MAX_ERROR
+        and report["max_action_error_after_a_flip"] <= MAX_ERROR_AFTER_A_FLIP
+        and report["spike_disagreement"] <= MAX_SPIKE_DISAGREEMENT
+    ):
         raise EngineError(f"{checkpoint}: ONNX Runtime does not do what torch does: {report}")
     period_s = recipe.tick["period_ms"] / 1e3
     image = image_stream(model)
