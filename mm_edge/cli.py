@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Callable
 
 import mm_edge
 from mm_edge.errors import EdgeError
@@ -28,14 +29,25 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return importlib.import_module(f"mm_edge.commands.{args.command}").run(args)
-    except (EdgeError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
+    except BrokenPipeError:  # `mm-edge replay ... | head` is no error
+        sys.stderr.close()
+        return 0
+    except (EdgeError, OSError) as error:
         print(f"mm-edge {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `mm-edge replay ... | head` is no error
-        sys.stderr.close()
-        return 0
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number, not below `least`."""
+
+    def whole_number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
+        return value
+
+    return whole_number
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from mm_edge.errors import EdgeError, MissingDependency
 FPS = 15.0
 CODECS = (("mp4v", "clip.mp4"), ("MJPG", "clip.avi"))  # a cv2 without ffmpeg still has the second
 COLUMNS = 5
+SETTLED_FRAMES = 6
 THUMB = 320  # pixels wide
 
 
@@ -95,5 +96,6 @@ class _Thumbs:
             self.frames, self._every = self.frames[::2], self._every * 2
 
     def spread(self, n: int) -> list[np.ndarray]:
-        """n of them, first and last among them."""
-        return [self.frames[round(i)] for i in np.linspace(0, len(self.frames) - 1, n)]
+        """n of them, the last among them, and the first by when every sense has spoken."""
+        first = min(SETTLED_FRAMES // self._every, len(self.frames) - 1)
+        return [self.frames[round(i)] for i in np.linspace(first, len(self.frames) - 1, n)]

@@ -1,6 +1,11 @@
 """Everything mm_edge refuses, it refuses with one of these. The message names the stream or file, what was expected,
 what came and, where there is something to do, what to do."""
 
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
 
 class EdgeError(Exception):
     """Base of all errors raised on purpose."""
@@ -42,4 +47,11 @@ class MissingDependency(EdgeError):
     """
 
     def __init__(self, what: str, library: str, extra: str):
-        super().__init__(f"{what} needs {library}: pip install 'mm-edge[{extra}]'")
+        super().__init__(f"{what} needs {library}: {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra of mm-edge for the Python that runs."""
+    clone = Path(__file__).parents[1]
+    source = f"-e '{clone}[{extra}]'" if (clone / "pyproject.toml").is_file() else f"'mm-edge[{extra}]'"
+    return f"{sys.executable} -m pip install {source}"

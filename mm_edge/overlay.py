@@ -121,7 +121,7 @@ def _write(
     room = image.shape[1] - at[0] - 8
     while text and _width(cv2, text, size) > room:
         text = text[:-4] + "..." if len(text) > 6 else ""
-    cv2.putText(image, text, (at[0] + 1, at[1] + 1), cv2.FONT_HERSHEY_SIMPLEX, size, SHADE, 1, cv2.LINE_AA)
+    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, SHADE, 4, cv2.LINE_AA)  # an outline
     cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 

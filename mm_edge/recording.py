@@ -226,6 +226,10 @@ def _open(path: Path) -> Any:
     store = _typestore()
     from rosbags.highlevel import AnyReader
 
+    if path.is_dir() and not (path / "metadata.yaml").exists():
+        inside = sorted(str(found.parent.relative_to(path)) for found in path.glob("*/metadata.yaml"))
+        hint = f"; the recordings {', '.join(inside)} lie inside" if inside else ""
+        raise RecordingError(f"{path}: expected a metadata.yaml, got none{hint}")
     return AnyReader([path], default_typestore=store)  # the types of bags from before they described their own
 
 

@@ -80,7 +80,7 @@ def test_a_clip_can_be_played_and_its_strip_has_a_row_an_episode(tmp_path):
     picture = cv2.imread(str(strip))
     assert picture.shape == (2 * 240, 5 * 320, 3)
     middles = picture[120::240, 160::320, 0].astype(int)
-    assert np.abs(middles - [[0, 25, 50, 74, 98], [100, 112, 124, 137, 149]]).max() <= 2
+    assert np.abs(middles - [[6, 29, 52, 75, 98], [106, 117, 128, 138, 149]]).max() <= 2
 
 
 def test_no_frames_no_files(tmp_path):

@@ -182,5 +182,5 @@ def test_the_command_writes_json_lines_and_the_same_ones_twice(tmp_path, path):
     assert log.splitlines()[0].startswith("camera: 20 admitted")
     assert "text: 1 admitted, 1 refused; 1 refused: text: expected words among the 3 the model knows, got" in log
     assert run_command(bundle.path, path, hash_seed="2") == (out, log)
-    only_imu, _ = run_command(bundle.path, path, "--topics", "imu=/imu")  # as for a bag of others
+    only_imu, _ = run_command(bundle.path, path, "--topic", "imu=/imu")  # as for a bag of others
     assert all(json.loads(line)["mask"]["camera"] is False for line in only_imu.splitlines())

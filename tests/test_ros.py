@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import ros  # skips this file where there is no ROS 2
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import TwistStamped
+from geometry_msgs.msg import Twist, TwistStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter, ParameterValue
@@ -241,6 +241,18 @@ def test_a_tick_that_fails_is_reported_until_ticks_go_well_again(graph, toy):
     graph.wait(lambda: robot.says("edge_node: model", "acting"), "diagnostics that all is well")
 
 
+def test_a_base_that_listens_to_another_type_is_reported(graph):
+    graph.nodes.start("watchdog_node")
+    diagnostics = graph.subscribe(DiagnosticArray, "/diagnostics")
+
+    def says(words):
+        return [s for msg in diagnostics for s in msg.status if words in s.message and s.level != b"\x00"]
+
+    graph.wait(lambda: says("nobody listens to /cmd_vel as geometry_msgs/msg/TwistStamped"), "diagnostics")
+    graph.subscribe(Twist, "cmd_vel")
+    graph.wait(lambda: says("listened to as geometry_msgs/msg/Twist: see the parameter stamped"), "diagnostics")
+
+
 def test_two_sources_at_once_stop_the_wheels_until_reset(graph):
     graph.nodes.start("watchdog_node")
     wheels, publishers = graph.subscribe(TwistStamped, "cmd_vel"), []
@@ -300,7 +312,7 @@ def test_disabled_it_says_so_and_moves_nothing(graph, toy):
 def test_between_episodes_of_a_demo_the_command_is_forgotten(graph, toy):
     graph.nodes.start("edge_node", {"bundle": toy})
     graph.nodes.start("demo_node", {"episodes": 1000})
-    robot, episode = Robot(graph), graph.node.create_publisher(String, "episode", 10)
+    robot, episode = Robot(graph), graph.node.create_publisher(String, "episode", LATCHED)
     graph.wait(robot.acts, "action")
     ends = graph.node.create_timer(0.2, lambda: episode.publish(String(data='{"event": "end"}')))
     graph.wait(lambda: robot.outputs and "text never seen" in robot.output().reasons, "reason")

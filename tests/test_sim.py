@@ -128,6 +128,16 @@ def test_driving_straight_on_ends_in_a_collision_or_at_an_object():
     assert all(w.collisions or w.status() for w in worlds)
 
 
+def test_scraping_along_a_thing_on_and_off_is_one_collision():
+    world = drive_blindly(next(s for s in range(20) if drive_blindly(s).collisions))
+    assert world.collisions == 1
+    for t in range(100):  # against it again and again, less than half a second apart
+        world.drive(0.2 if t % 20 < 15 else -0.2, 0.0)
+        for _ in range(4):
+            world.step()
+    assert world.collisions <= 2
+
+
 def test_the_beacon_is_louder_on_its_side():
     seed = next(s for s in range(100) if World(s).room.by_sound)
     world = World(seed)

@@ -9,7 +9,7 @@ from toy_bundle import onnx_bytes, write_toy_bundle
 from export.to_tensorrt import build_parts, build_rtx, main
 from mm_edge.bundle import Bundle
 from mm_edge.engine import trt
-from mm_edge.errors import EngineError, MissingDependency
+from mm_edge.errors import EngineError, MissingDependency, install
 
 SHIPPED = sorted((Path(__file__).parents[1] / "mm_edge" / "bundles").glob("*/manifest.json"))
 
@@ -47,7 +47,7 @@ def test_without_tensorrt_the_command_says_what_to_install(tmp_path, capsys):
         trt.describe()
     except MissingDependency:
         assert main([str(write_toy_bundle(tmp_path / "toy").path)]) == 1
-        assert "pip install 'mm-edge[tensorrt]'" in capsys.readouterr().err
+        assert install("tensorrt") in capsys.readouterr().err
     else:
         pytest.skip("TensorRT is installed and has a GPU")
 

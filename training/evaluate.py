@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mm_edge.bundle import SHIPPED, Bundle
+from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError
 from mm_edge.pipeline import Pipeline
 from mm_edge.sim.episode import Episode, ExpertDriver, Outcome, PipelineDriver
@@ -49,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["drive"])
     parser.add_argument("--bundle", type=Path, default=SHIPPED)
-    parser.add_argument("--worlds", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=900_000, help="of the first world")
+    parser.add_argument("--worlds", type=at_least(1), default=200)
+    parser.add_argument("--seed", type=at_least(0), default=900_000, help="of the first world")
     parser.add_argument(
         "--without", choices=SENSORS, action="append", default=[], help="a sensor that is dead; may be repeated"
     )
@@ -59,8 +60,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
-    if args.worlds < 1:
-        parser.error(f"--worlds: expected at least 1, got {args.worlds}")
     if args.expert and (args.without or args.all_masks):
         parser.error("--expert drives by what it knows, not by sensors: give it without --without and --all-masks")
     try:

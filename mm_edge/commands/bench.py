@@ -18,6 +18,7 @@ import numpy as np
 from mm_edge import preprocess
 from mm_edge.align import Aligner
 from mm_edge.bundle import SHIPPED, Bundle
+from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError
 from mm_edge.pipeline import Pipeline
 from mm_edge.preprocess import AUDIO_HOP_S, prepare
@@ -28,7 +29,7 @@ WARM_UP_TICKS = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", nargs="?", default=SHIPPED, help="folder of the model (the shipped drive model)")
-    parser.add_argument("--ticks", type=int, default=500, help="how many ticks to time (%(default)s)")
+    parser.add_argument("--ticks", type=at_least(1), default=500, help="how many ticks to time (%(default)s)")
     parser.add_argument("--engine", default="auto", help="auto, tensorrt, cuda or cpu (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError:
         pass
     bundle = Bundle.read(args.bundle)
-    result = measure(Pipeline(bundle, args.engine), max(args.ticks, 1))
+    result = measure(Pipeline(bundle, args.engine), args.ticks)
     if args.json:
         print(json.dumps(result))
         return 0

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mm_edge.bundle import SHIPPED, Bundle
+from mm_edge.cli import at_least
 from mm_edge.commands.ros import Nodes, Ros, RosMissing, find_ros, free_domain
 from mm_edge.errors import EdgeError, MissingDependency
 from mm_edge.types import Sample
@@ -51,8 +52,8 @@ class Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--episodes", type=_positive, default=3, help="rooms to drive through (default 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first room (default 0)")
+    parser.add_argument("--episodes", type=at_least(1), default=3, help="rooms to drive through (default 3)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the first room (default 0)")
     parser.add_argument("--no-ros", action="store_true", help="one process, even where there is a ROS 2")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--bundle", type=Path, default=SHIPPED, help="model to drive with (default: the shipped one)")
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("mujoco") is None:
         raise MissingDependency("the simulator", "mujoco", "sim")
     args.out.mkdir(parents=True, exist_ok=True)
+    for path in (*args.out.glob("clip.*"), *args.out.glob("strip.png")):  # of another demo
+        path.unlink()
     try:
         ros = None if args.no_ros else find_ros()
     except RosMissing as missing:
@@ -213,9 +216,3 @@ def _print(report: Report) -> None:
     print(f"ROS         {report.ros or 'none: one process'}")
     for path in report.files:
         print(f"see         {path}")
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value

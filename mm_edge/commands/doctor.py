@@ -20,7 +20,7 @@ from pathlib import Path
 from mm_edge import engine as engines
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.commands.ros import PROFILE_VARIABLES, Ros, RosMissing, find_ros
-from mm_edge.errors import EdgeError
+from mm_edge.errors import EdgeError, install
 
 WHEEL_TIMEOUT = (
     "give the base a wheel time-out of its own, e.g. cmd_vel_timeout: 0.3 of ros2_control's diff_drive_controller; a"
@@ -63,19 +63,13 @@ def run(args: argparse.Namespace) -> int:
 def _checks(bundle: Path) -> Iterator[Check]:
     python = f"{platform.python_version()} on {platform.machine()} {platform.system()}"
     yield Check("python", sys.version_info >= (3, 10), python, needed=True)
-    yield _library("numpy", "numpy", "pip install numpy", needed=True)
-    yield _library("OpenCV", "cv2", _extra("camera"), needed=True)
-    yield _library("simulator", "mujoco", _extra("sim"), needed=True)
+    yield _library("numpy", "numpy", f"{sys.executable} -m pip install numpy", needed=True)
+    yield _library("OpenCV", "cv2", install("camera"), needed=True)
+    yield _library("simulator", "mujoco", install("sim"), needed=True)
     yield from _engines(bundle)
     yield from _gpu()
     yield from _ros()
-    yield _library("recording", "rosbags", _extra("record"))
-    yield _library("viewer", "rerun", _extra("viewer"))
-    yield _library("microphone", "sounddevice", _extra("audio") + " and, on Debian, apt install libportaudio2")
-
-
-def _extra(name: str) -> str:
-    return f"pip install 'mm-edge[{name}]'"
+    yield _library("recording", "rosbags", install("record"))
 
 
 def _library(name: str, module: str, fix: str, needed: bool = False) -> Check:
@@ -97,7 +91,7 @@ def _engines(folder: Path) -> Iterator[Check]:
         return
     size_mb = sum(map(len, bundle.contents.values())) / 1e6
     yield Check("bundle", True, f"{bundle.task}, {size_mb:.1f} MB, {bundle.id[:12]}, {folder}", needed=True)
-    fixes = {"tensorrt": _extra("tensorrt"), "cuda": _extra("gpu"), "cpu": _extra("ort")}
+    fixes = {"tensorrt": install("tensorrt"), "cuda": install("gpu"), "cpu": install("ort")}
     for name in engines.ENGINES:
         needed = name == engines.ENGINES[-1]
         if not needed and not engines.has_gpu():
@@ -125,7 +119,7 @@ def _ros() -> Iterator[Check]:
     try:
         ros = find_ros()
     except RosMissing as missing:
-        yield Check("ROS 2", False, f"{missing}", "source /opt/ros/<distribution>/setup.bash, or " + _extra("ros"))
+        yield Check("ROS 2", False, f"{missing}", "source /opt/ros/<distribution>/setup.bash, or " + install("ros"))
         return
     done = _run([sys.executable, "-c", _ASK_RCLPY], ros.env)
     yield Check("ROS 2", done.returncode == 0, f"{ros.name}; {(done.stdout or done.stderr).strip()[-300:]}")

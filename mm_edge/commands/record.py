@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mm_edge.bundle import SHIPPED, Bundle
+from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError
 from mm_edge.messages import TOPICS
 from mm_edge.recording import RecordingWriter
@@ -19,8 +20,8 @@ from mm_edge.types import Action, Sample, StreamSpec
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="folder for the recordings: OUT/<seed>")
     parser.add_argument("--sim", action="store_true", required=True, help="from the simulator")
-    parser.add_argument("--episodes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the first episode")
+    parser.add_argument("--episodes", type=at_least(1), default=1)
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the first episode")
     parser.add_argument(
         "--bundle", type=Path, default=SHIPPED, help="whose streams to record (default: the shipped one)"
     )

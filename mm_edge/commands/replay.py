@@ -22,10 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder of the model")
     parser.add_argument("recording", help="folder written by `mm-edge record`, or any ROS 2 or ROS 1 bag")
     parser.add_argument(
-        "--topics",
-        nargs="+",
+        "--topic",
+        action="append",
+        dest="topics",
         metavar="STREAM=TOPIC",
-        help="which topic is which stream, for bags that mm-edge did not write: camera=/front/image_raw",
+        help="which topic is which stream, for bags of others: camera=/front/image_raw; may be repeated",
     )
 
 
@@ -49,5 +50,5 @@ def run(args: argparse.Namespace) -> int:
 def _parse_topics(arguments: list[str], streams: list[str]) -> dict[str, str]:
     topics = dict(argument.partition("=")[::2] for argument in arguments)
     if wrong := [name for name, topic in topics.items() if name not in streams or not topic]:
-        raise RecordingError(f"--topics: expected STREAM=TOPIC with a stream of {streams}, got {wrong}")
+        raise RecordingError(f"--topic: expected STREAM=TOPIC with a stream of {streams}, got {wrong}")
     return topics

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from mm_edge.errors import EdgeError
+from mm_edge.errors import EdgeError, install
 
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 _CHECKOUT = Path(__file__).parents[2] / "ros2_ws" / "src" / "mm_edge_ros"
@@ -67,9 +67,7 @@ def find_ros() -> Ros:
     except subprocess.TimeoutExpired:
         reason = f"it did not start within {TRY_TIMEOUT_S} s"
     if reason:
-        raise RosMissing(
-            f"no ROS 2 for {sys.executable} ({reason}): source one, or on x86-64 pip install 'mm-edge[ros]'"
-        )
+        raise RosMissing(f"no ROS 2 for {sys.executable} ({reason}): source one, or on x86-64 {install('ros')}")
     profile = package / "config" / "fastdds.xml"
     if not profile.is_file():  # installed by colcon: share/mm_edge_ros of the prefix whose lib holds the package
         found = (Path(p) / "share/mm_edge_ros/config/fastdds.xml" for p in _paths(env, "AMENT_PREFIX_PATH"))

@@ -32,6 +32,7 @@ BRAKING = np.array([4.0, 12.0])
 WHEEL_RADIUS_M, TRACK_M = 0.06, 0.28
 CAMERA_FOV_DEG = 90.0
 ALARM_GRACE_S, ALARM_STOPPED_MPS, ALARM_RESUME_S = 0.7, 0.05, 1.0
+APART_S = 0.5  # between two collisions with the same thing
 GRIP, SLIPPERY = 1.2, 0.15
 _SHOVE_S = 0.15
 
@@ -83,7 +84,7 @@ class World:
         self._driven_s = -math.inf
         self.command = np.zeros(2)  # what the base is doing now, after its own acceleration limits
         self.collisions = 0
-        self._touching: set[int] = set()
+        self._touched_s: dict[int, float] = {}  # when each thing was touched last
         self.alarm = Alarm(*self.room.alarm_s) if self.room.alarm_s else None
         self.steps = 0
         self.time_limit_s = TIME_LIMIT_S
@@ -162,14 +163,15 @@ class World:
                 self.data.xfrc_applied[self.base] = (c * fx - s * fy, s * fx + c * fy, 0, 0, 0, torque)
 
     def _count_collisions(self) -> None:
-        """A collision is the begin of a contact; scraping along one thing counts once."""
+        """A collision is the begin of a contact. Scraping along one thing, on and off, counts once."""
         pairs = self.data.contact.geom
         touching = set()
         for a, b in pairs:
             if self.floor_geom not in (a, b):
                 touching.add(int(a if self.model.geom_group[a] == 0 else b))
-        self.collisions += len(touching - self._touching)
-        self._touching = touching
+        for thing in touching:
+            self.collisions += self.t_s - self._touched_s.get(thing, -math.inf) > APART_S
+            self._touched_s[thing] = self.t_s
 
 
 def _xml(room: Room) -> str:

@@ -20,7 +20,7 @@ from std_srvs.srv import SetBool
 from mm_edge.clip import Clip
 from mm_edge.messages import from_ros
 from mm_edge.types import StreamSpec
-from mm_edge_ros.node import SENSOR_QOS, declare, run
+from mm_edge_ros.node import EVENTS_QOS, SENSOR_QOS, declare, run
 
 OVERLAY = StreamSpec("overlay", "image", (1, 1, 3), 15.0, 1e3)
 
@@ -35,7 +35,7 @@ class DemoNode(Node):
         self._model: dict[str, str] = {}
         self._driving = False
         self._enable = self.create_client(SetBool, "edge_node/enable")
-        self.create_subscription(String, "episode", self._on_episode, 10)
+        self.create_subscription(String, "episode", self._on_episode, EVENTS_QOS)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         if self._clip:
             self.create_subscription(Image, "edge/overlay", self._on_overlay, SENSOR_QOS)

@@ -24,6 +24,7 @@ STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 
 COMMAND_QOS = QoSProfile(depth=1)  # reliable, and only the newest counts
 SENSOR_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+EVENTS_QOS = QoSProfile(depth=10, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 LATCHED_QOS = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 

@@ -20,7 +20,7 @@ from mm_edge.messages import MESSAGE_TYPES, TOPICS, to_ros
 from mm_edge.sim.episode import Episode
 from mm_edge.sim.world import STEP_S
 from mm_edge.types import Sample
-from mm_edge_ros.node import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, declare, run
+from mm_edge_ros.node import COMMAND_QOS, EVENTS_QOS, LATCHED_QOS, SENSOR_QOS, declare, run
 from mm_edge_ros.streams import message_class
 
 # stream -> kind, QoS, frame
@@ -45,7 +45,7 @@ class SimNode(Node):
         for name, (kind, qos, _) in STREAMS.items():
             type_ = message_class(MESSAGE_TYPES[kind])
             self._publishers_of[name], self._messages[name] = self.create_publisher(type_, TOPICS[kind], qos), type_()
-        self._reports = self.create_publisher(String, "episode", 10)
+        self._reports = self.create_publisher(String, "episode", EVENTS_QOS)
         self._wheels = self.create_subscription(
             TwistStamped if stamped else Twist, "cmd_vel", self._on_cmd_vel, COMMAND_QOS
         )

@@ -106,10 +106,21 @@ class WatchdogNode(Node):
 
     def _report(self) -> None:
         dog = self._watchdog
-        level = ERROR if dog.latched else WARN if dog.reason else OK
+        deaf = self._nobody_listens()
+        level = ERROR if dog.latched else WARN if dog.reason or deaf else OK
         values = {"latched": dog.latched, "forwarded": dog.counts["forwarded"], "refused": dog.counts["refused"]}
-        status = (level, "wheels", dog.reason or "forwarding", values)
+        status = (level, "wheels", "; ".join(filter(None, [dog.reason or "forwarding", deaf])), values)
         self._diagnostics.publish(diagnostics(self, [status]))
+
+    def _nobody_listens(self) -> str | None:
+        """Why what is sent moves no wheels, if so."""
+        topic = self.resolve_topic_name("cmd_vel")
+        ours = f"geometry_msgs/msg/{'TwistStamped' if self._stamped else 'Twist'}"
+        types = {info.topic_type for info in self.get_subscriptions_info_by_topic(topic)}
+        if ours in types:
+            return None
+        wanted = f", which is listened to as {', '.join(sorted(types))}: see the parameter stamped" if types else ""
+        return f"nobody listens to {topic} as {ours}{wanted}"
 
 
 class Sources:
