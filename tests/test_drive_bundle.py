@@ -61,7 +61,9 @@ def test_it_is_small_and_says_how_well_it_drives():
 
 
 def test_it_drives(shipped):
-    assert shipped["success"] >= 0.4  # chance is about 0.25; how well it drives is in the model card, over 200 worlds
+    # Bounds for so few worlds; how well it drives is in the model card, over 200 of them. Chance is about 0.25.
+    assert shipped["success"] >= 0.75
+    assert shipped["collision_episodes"] <= 3
     assert shipped["attention_hit"] >= 0.7
 
 
