@@ -121,8 +121,9 @@ def _write(
     room = image.shape[1] - at[0] - 8
     while text and _width(cv2, text, size) > room:
         text = text[:-4] + "..." if len(text) > 6 else ""
-    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, SHADE, 4, cv2.LINE_AA)  # an outline
-    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+    # An outline by shifted copies: a thicker stroke makes the letters of some fonts wider.
+    for x, y, ink in (*((dx, dy, SHADE) for dx in (-1, 0, 1) for dy in (-1, 0, 1)), (0, 0, colour)):
+        cv2.putText(image, text, (at[0] + x, at[1] + y), cv2.FONT_HERSHEY_SIMPLEX, size, ink, 1, cv2.LINE_AA)
 
 
 def _width(cv2, text: str, size: float) -> int:

@@ -179,7 +179,9 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(tmp_path):
 def test_a_folder_of_recordings_is_no_recording_but_names_them(tmp_path):
     for name in ("0", "1"):
         record(tmp_path / "all" / name)
-    with pytest.raises(RecordingError, match=r"all: expected a metadata.yaml, got none; the recordings 0, 1 lie inside"):
+    with pytest.raises(
+        RecordingError, match=r"all: expected a metadata.yaml, got none; the recordings 0, 1 lie inside"
+    ):
         list(read(tmp_path / "all", SPECS))
 
 
