@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def simulated_inputs(recipe: Recipe, ticks: int) -> list[ModelInputs]:
         driver = _Troubled(episode, recipe)
         episode.run(driver)
         drive = [model_inputs(recipe.streams, window, words) for window in driver.windows]
-        made += [replace(drive[0], reset=True), *drive[1:]]
+        made += [drive[0]._replace(reset=True), *drive[1:]]
         seed += 1
     return made[:ticks]
 

@@ -194,16 +194,15 @@ class _Latest:
         return View(data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset)
 
     def _admit_until(self, t_ns: int) -> None:
-        waiting = self._not_yet + [self.pending.popleft() for _ in range(len(self.pending))]
+        take = self.pending.popleft
+        waiting = self._not_yet + [take() for _ in range(len(self.pending))]
         waiting.sort(key=_arrival)  # threads may have pushed out of turn
         self._not_yet = []
-        for sample in waiting:
+        for i, sample in enumerate(waiting):
             if sample.arrival_ns > t_ns:
-                self._not_yet.append(sample)
-            else:
-                self._admit(sample)
-        if self._not_yet:
-            del self._not_yet[: -(self.pending.maxlen or 0)]
+                self._not_yet = waiting[i:][-(self.pending.maxlen or 0) :]
+                break
+            self._admit(sample)
 
     def _admit(self, sample: Sample) -> None:
         stamp_ns = self._stamp_ns(sample) - self.offset_ns
@@ -255,19 +254,23 @@ class _Rows(_Latest):
 
     def clear(self) -> None:
         super().clear()
-        self._rows: deque[tuple[int, np.ndarray]] = deque(maxlen=self.spec.shape[0])
+        self._rows: deque[np.ndarray] = deque(maxlen=self.spec.shape[0])
+        self._stamps_ns: deque[int] = deque(maxlen=self.spec.shape[0])
+        self._window_ns = round(self.spec.window_ms * 1e6)
 
     def _take(self, stamp_ns: int, data: np.ndarray) -> None:
         self.newest_ns, self.data = stamp_ns, data
-        self._rows.append((stamp_ns, data))
+        self._rows.append(data)
+        self._stamps_ns.append(stamp_ns)
 
     def _window(self) -> tuple[np.ndarray, np.ndarray]:
-        n = self.spec.shape[0]
+        rows, stamps_ns, n = self._rows, self._stamps_ns, self.spec.shape[0]
+        since_ns = self.newest_ns - self._window_ns  # type: ignore[operator]
+        while stamps_ns[0] <= since_ns:  # the newest stays
+            stamps_ns.popleft()
+            rows.popleft()
         data, valid = np.zeros((n, 6), np.float32), np.zeros(n, bool)
-        since_ns = self.newest_ns - round(self.spec.window_ms * 1e6)  # type: ignore[operator]
-        rows = [row for stamp_ns, row in self._rows if stamp_ns > since_ns]
-        np.concatenate(rows, out=data[n - len(rows) :].reshape(-1))
-        valid[n - len(rows) :] = True
+        data[n - len(rows) :], valid[n - len(rows) :] = rows, True
         return data, valid
 
 
@@ -278,7 +281,8 @@ class _Sound(_Latest):
         super().clear()
         n = round(self.spec.window_ms * self.spec.sample_rate_hz / 1e3)
         # The last n samples before `_at` are the window. Longer than that, so that samples seldom have to move.
-        self._samples, self._valid = np.zeros((4 * n, self.spec.channels), np.int16), np.zeros(4 * n, bool)
+        self._samples, self._valid = np.zeros((4 * n, self.spec.channels), np.int16), np.ones(4 * n, bool)
+        self._valid[:n] = False  # what is still to come is valid unless it is missed
         self._n, self._at = n, n
         self._end: int | None = None  # number of the sample after the newest, which is at `_at`
 
@@ -306,20 +310,25 @@ class _Sound(_Latest):
         if -len(samples) < gap < 0:  # its begin was heard already
             samples = samples[-gap:]
         elif not 0 <= gap <= self._n:  # a new microphone, or a hole longer than the window
-            self._append(np.zeros((self._n, self.spec.channels), np.int16), False)
+            self._miss(self._n)
         elif gap:
-            self._append(np.zeros((gap, self.spec.channels), np.int16), False)
-        self._append(samples[-self._n :], True)
+            self._miss(gap)
+        self._append(samples[-self._n :])
         self.newest_ns, self._end = stamp_ns, data.first_sample + len(data.samples)
 
-    def _append(self, samples: np.ndarray, valid: bool) -> None:
-        if self._at + len(samples) > len(self._valid):
+    def _miss(self, n: int) -> None:
+        self._append(np.zeros((n, self.spec.channels), np.int16))
+        self._valid[self._at - n : self._at] = False
+
+    def _append(self, samples: np.ndarray) -> None:
+        to = self._at + len(samples)
+        if to > len(self._valid):
             for array in (self._samples, self._valid):
                 array[: self._n] = array[self._at - self._n : self._at]
-            self._at = self._n
-        to = slice(self._at, self._at + len(samples))
-        self._samples[to], self._valid[to] = samples, valid
-        self._at = to.stop
+            self._valid[self._n :] = True
+            self._at, to = self._n, self._n + len(samples)
+        self._samples[self._at : to] = samples
+        self._at = to
 
     def _window(self) -> tuple[np.ndarray, np.ndarray]:
         last = slice(self._at - self._n, self._at)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mm_edge import engine as engines
 from mm_edge import preprocess
-from mm_edge.align import Aligner, TickRule, Window
+from mm_edge.align import Aligner, TickRule, View, Window
 from mm_edge.bundle import Bundle
 from mm_edge.engine.part import Fresh, ModelInputs, ModelOutputs
 from mm_edge.errors import EdgeError, SampleError
@@ -78,7 +78,7 @@ class Pipeline:
         self.model.reset()
         self._previous = [0.0] * len(self._limits.names)  # the last action
         self._last: Output | None = None
-        self._silent_s = dict.fromkeys(self.specs, float("inf"))
+        self._seen: dict[str, View] = {}  # at the last tick
         self._refused_commands: dict[str, str] = {}
         self._idle = IdleTicks()
 
@@ -120,8 +120,7 @@ class Pipeline:
             why = str(error) if isinstance(error, EdgeError) else f"{type(error).__name__}: {error}"
             outputs = ModelOutputs({}, np.ones(len(self.specs), np.float32), (why,))
             self._aligner.restart()  # some parts may have stepped, others not
-        self._silent_s = {name: view.silent_s for name, view in window.views.items()}
-        self._last = self._output(window, outputs)
+        self._last, self._seen = self._output(window, outputs), window.views
         self._idle = self._idle.after(self._last)
         return self._last
 
@@ -134,7 +133,8 @@ class Pipeline:
         streams = []
         for name, monitor in self._monitors.items():
             age_s = (now_ns - sources[name]) / NS if name in sources else float("inf")
-            streams.append(monitor.report(now_ns, age_s, self._silent_s[name] + since_s, self._aligner))
+            silent_s = self._seen[name].silent_s + since_s if name in self._seen else float("inf")
+            streams.append(monitor.report(now_ns, age_s, silent_s, self._aligner))
         idle, self._idle = self._idle, IdleTicks()
         reasons = idle.reasons if self._last else ("no tick yet",)
         dropped = {name: part.dropped_steps for name, part in self.model.parts.items() if part.dropped_steps}

@@ -288,7 +288,7 @@ def test_training_gets_the_same_inputs_as_the_model(pipeline, monkeypatch):
             aligner.push(sample)
         pipeline.tick(now_ns)
         want = model_inputs(STREAMS, aligner.window(now_ns), Vocabulary(("go", "stop", "crash")))
-        np.testing.assert_equal(vars(seen[-1]), vars(want))
+        np.testing.assert_equal(seen[-1]._asdict(), want._asdict())
 
 
 def test_ages_are_seconds_up_to_the_most_the_model_knows():

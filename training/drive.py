@@ -163,8 +163,8 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
 def free_m(range_m: Tensor) -> Tensor:
     """Ranges (N, beams) over the full circle -> (N, HEADINGS): metres to drive straight on in each direction before
     something comes nearer than BESIDE_M."""
-    angle = torch.arange(range_m.shape[1]) * (2 * math.pi / range_m.shape[1])
-    off = angle - torch.arange(HEADINGS)[:, None] * (2 * math.pi / HEADINGS)
+    angle = torch.arange(range_m.shape[1], device=range_m.device) * (2 * math.pi / range_m.shape[1])
+    off = angle - torch.arange(HEADINGS, device=range_m.device)[:, None] * (2 * math.pi / HEADINGS)
     ahead, aside = range_m[:, None] * torch.cos(off), range_m[:, None] * torch.sin(off)
     before = ahead - (BESIDE_M**2 - aside**2).clamp(min=0).sqrt()
     in_the_way = (aside.abs() < BESIDE_M) & (torch.cos(off) > 0.3)

@@ -5,7 +5,6 @@ something new. Neither knows which engine runs its graphs, and neither reads a c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,8 +42,7 @@ class Fresh(NamedTuple):
     reset: bool
 
 
-@dataclass(frozen=True)
-class ModelInputs:
+class ModelInputs(NamedTuple):
     """All that a model is told at a tick; training sees exactly this. M streams, in the bundle's order."""
 
     fresh: dict[str, Fresh]
@@ -75,11 +73,13 @@ class Part:
         """From now on `buffer`, an input of a later part, holds what `outputs[output]` holds."""
         self._links.append((output, buffer))
 
-    def step(self, **feeds: np.ndarray | float) -> bool:
-        """Run once on `feeds`. False if the result is not finite: then state and outputs stay as they were, until
-        after five failures in a row they start anew. Raises EngineError."""
+    def step(self, dt_s: float, **feeds: np.ndarray) -> bool:
+        """Run once on `feeds`, `dt_s` after the last step. False if the result is not finite: then state and outputs
+        stay as they were, until after five failures in a row they start anew. Raises EngineError."""
+        inputs = self.graph.inputs
+        inputs["dt"].fill(dt_s)
         for name, value in feeds.items():
-            self.graph.inputs[name][...] = value
+            inputs[name][...] = value
         outputs = self.graph.run()
         if outputs["ok"][0] == 1:
             self.failures = 0
@@ -130,13 +130,13 @@ class Model:
         for part in self.parts.values():
             stream = part.spec.stream
             if stream is None:
-                part.step(dt=inputs.dt_s, mask=mask, age=inputs.age)
+                part.step(inputs.dt_s, mask=mask, age=inputs.age)
                 continue
             if stream in inputs.fresh:
                 x, dt_s, reset = inputs.fresh[stream]
                 if reset and not inputs.reset:
                     part.reset()
-                part.step(x=x, dt=dt_s)
+                part.step(dt_s, x=x)
             if part.failures:
                 mask[self._index[stream]] = 0
         values = {name: self.parts[part].outputs[output].copy() for name, part, output in self._outputs}
