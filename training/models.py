@@ -6,7 +6,7 @@ cross-modal attention over the tokens with mask and age, and a CfC that remember
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -226,13 +226,16 @@ class ModelState(NamedTuple):
     def zero_where(self, start: Tensor) -> ModelState:
         """`start` bool (B,): these begin anew. Detached from what made it, too."""
 
-        def zero(x: Tensor) -> Tensor:
-            return torch.where(start[:, None], 0.0, x.detach())
+        return self._map(lambda x: torch.where(start[:, None], 0.0, x.detach()))
 
+    def to(self, device: torch.device) -> ModelState:
+        return self._map(lambda x: x.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> ModelState:
         return ModelState(
-            {name: EncoderState(zero(s.v), zero(s.h)) for name, s in self.encoders.items()},
-            {name: zero(x) for name, x in self.held.items()},
-            zero(self.h),
+            {name: EncoderState(change(s.v), change(s.h)) for name, s in self.encoders.items()},
+            {name: change(x) for name, x in self.held.items()},
+            change(self.h),
         )
 
 

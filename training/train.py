@@ -119,7 +119,7 @@ class _Progress:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.lanes.load_state_dict(saved["lanes"])
-        self.state, self.step = saved["state"], saved["step"]
+        self.state, self.step = saved["state"].to(self.state.h.device), saved["step"]  # it was loaded onto the CPU
 
 
 def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episodes: list[Tables], out: Path) -> None:
