@@ -23,9 +23,11 @@ def generate_launch_description() -> LaunchDescription:
         "episodes": ("3", "rooms to drive through"),
         "seed": ("0", "of the first room"),
         "out": ("runs/demo", "folder for clip and strip"),
+        "faults": ("", "what goes wrong, as in mm-edge demo --fault; with spaces between them"),
     }
     passed = {name: LaunchConfiguration(name) for name in ("bundle", "namespace")}
     namespace, episodes, seed, out = map(LaunchConfiguration, ("namespace", "episodes", "seed", "out"))
+    faults = ParameterValue(LaunchConfiguration("faults"), value_type=str)
     return LaunchDescription(
         [
             *(
@@ -41,7 +43,7 @@ def generate_launch_description() -> LaunchDescription:
                 name="demo_node",
                 namespace=namespace,
                 output="screen",
-                parameters=[{"episodes": episodes, "out": ParameterValue(out, value_type=str)}],
+                parameters=[{"episodes": episodes, "out": ParameterValue(out, value_type=str), "faults": faults}],
                 on_exit=EmitEvent(event=Shutdown(reason="demo over")),
             ),
             Node(
@@ -50,7 +52,7 @@ def generate_launch_description() -> LaunchDescription:
                 name="sim_node",
                 namespace=namespace,
                 output="screen",
-                parameters=[{"episodes": episodes, "seed": seed, "pause_s": 1.0}],
+                parameters=[{"episodes": episodes, "seed": seed, "pause_s": 1.0, "faults": faults}],
             ),
         ]
     )

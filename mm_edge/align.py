@@ -11,13 +11,15 @@ late, duplicate or from the future are counted and never move a stream backwards
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm_edge.types import NS, Audio, Sample, StreamSpec
+from mm_edge.types import NS, Audio, Sample, Scan, StreamSpec
+
+RECENT = 10  # samples by which the time of a stream is judged
 
 
 class View(NamedTuple):
@@ -32,10 +34,14 @@ class View(NamedTuple):
     stamp_ns: int  # capture time of the newest data; 0 if never seen
     age_s: float  # inf if never seen
     silent_s: float  # since the newest data arrived; inf if never seen
-    present: bool  # seen, and not older than max_age_ms
+    present: bool  # seen, not older than max_age_ms, and not frozen
     fresh: bool  # present, and not handed out by an earlier window: the model should step on it
     dt_s: float  # capture time since the stream's last step; the nominal period on the first
     reset: bool  # the model should start this stream's state anew before stepping
+    frozen_s: float = 0.0  # for how long the data have been the same, once that is longer than frozen_ms
+
+
+UNSEEN = View(None, None, 0, float("inf"), float("inf"), False, False, 0.0, False)
 
 
 class Window(NamedTuple):
@@ -116,6 +122,18 @@ class Aligner:
         """What is subtracted from the stream's stamps since its clock was found to be off; 0 if it never was."""
         return self._streams[stream].offset_ns
 
+    def recent(self, stream: str) -> Sequence[tuple[int, int]]:
+        """Stamp and arrival of the last RECENT samples that were admitted, in ns."""
+        return self._streams[stream].recent
+
+    def rate_hz(self, stream: str) -> float:
+        """How many samples a second are expected, of audio by the length of its newest chunk; 0 if any number is."""
+        return self._streams[stream].rate_hz
+
+    def drift_ppm(self, stream: str) -> float:
+        """How much faster the stream's clock runs than the robot's; 0 until that is certain, see `ClockDrift`."""
+        return self._streams[stream].drift.ppm
+
 
 class TickRule:
     """When to tick: as the anchor stream's sample arrives, or `max_period_ms` after the last tick without one."""
@@ -141,6 +159,49 @@ class TickRule:
         self._last_ns = now_ns
 
 
+class ClockDrift:
+    """Whether the clock behind a stream's stamps runs faster or slower than the robot's.
+
+    The least latency within each block of time is free of queues and jitter. Where it goes steadily up or down over
+    BLOCKS blocks, that is the clock: a line through them must explain nearly all of it, which it does not for a link
+    that has become slower at once.
+
+    Attributes: ppm, how much faster it runs, 0 until certain; behind_ns, how far stamps have fallen behind by it.
+    """
+
+    BLOCK_NS, BLOCKS = 4 * NS, 12
+    LEAST_PPM, EXPLAINED, STEADY_NS = 50.0, 0.95, 1_000_000
+
+    def __init__(self) -> None:
+        self.ppm, self.behind_ns = 0.0, 0
+        self._least: deque[int] = deque(maxlen=self.BLOCKS)  # of each block
+        self._until_ns = self._least_now = 0
+
+    def see(self, now_ns: int, latency_ns: int) -> None:
+        """`latency_ns`: from a sample's stamp, as its sensor gave it, to its arrival."""
+        if now_ns < self._until_ns:
+            self._least_now = min(self._least_now, latency_ns)
+            return
+        if self._until_ns:
+            self._least.append(self._least_now)
+            if len(self._least) == self.BLOCKS:
+                self._fit()
+        self._until_ns, self._least_now = now_ns + self.BLOCK_NS, latency_ns
+
+    def _fit(self) -> None:
+        least = np.array(self._least, float)
+        block, off = np.arange(self.BLOCKS) - (self.BLOCKS - 1) / 2, least - least.mean()
+        slope = block @ off / (block @ block)  # ns a block
+        ppm = -slope / self.BLOCK_NS * 1e6
+        if abs(ppm) >= self.LEAST_PPM and slope**2 * (block @ block) >= self.EXPLAINED * (off @ off):
+            if not self.ppm:
+                self.behind_ns += round(slope * (self.BLOCKS - 2))  # until now it went unseen
+            self.ppm = ppm
+        elif off.std() < self.STEADY_NS:
+            self.ppm = 0.0
+        self.behind_ns -= round(self.ppm * 1e-6 * self.BLOCK_NS)
+
+
 class _Latest:
     """A stream of which the newest sample counts."""
 
@@ -148,21 +209,26 @@ class _Latest:
         self.spec = spec
         self.period_s, self.max_gap_ns, self.tolerance_ns = period_s, max_gap_ns, tolerance_ns
         self.reanchor_after = reanchor_after
-        self.max_age_ns = round(spec.max_age_ms * 1e6)
+        self.max_age_ns, self.frozen_ns = round(spec.max_age_ms * 1e6), round(spec.frozen_ms * 1e6)
+        self.rate_hz = spec.rate_hz
         # Room for what arrives between two windows even when ticks stand still for a second; beyond it the oldest go.
         self.pending: deque[Sample] = deque(maxlen=max(16, int(spec.rate_hz * (1.0 + spec.window_ms / 1e3) * 2)))
         self.counts: Counter[str] = Counter()
         self.offset_ns = 0
         self.refusal = ""
         self._not_yet: list[Sample] = []  # drained, but arrived after the last window
+        self._anew = False  # its clock was set: nothing that was remembered goes on
         self.clear()
 
     def clear(self) -> None:
         self._skews_ns: list[int] = []
+        self.recent: deque[tuple[int, int]] = deque(maxlen=RECENT)
+        self.drift = ClockDrift()
         self.newest_ns: int | None = None
         self.arrival_ns = 0  # of the newest
         self.stepped_ns: int | None = None
         self.data: Any = None
+        self._shown, self._changed_ns = None, 0  # the newest data that a window saw, and since when they are the same
 
     def jump(self, t_ns: int) -> None:
         """The robot's clock went back to `t_ns`: what came before has no time any more. A command is still in force."""
@@ -177,21 +243,30 @@ class _Latest:
     def view(self, t_ns: int, reset: bool) -> View:
         self._admit_until(t_ns)
         if self.newest_ns is None:
-            return View(None, None, 0, float("inf"), float("inf"), False, False, self.period_s, reset)
-        age_ns = t_ns - self.newest_ns
-        present = self.spec.latched or age_ns <= self.max_age_ns
+            return UNSEEN._replace(dt_s=self.period_s, reset=reset)
+        age_ns, frozen_s = t_ns - self.newest_ns, self._frozen_s() if self.frozen_ns else 0.0
+        present = self.spec.latched or (age_ns <= self.max_age_ns and not frozen_s)
         fresh = present and (reset or self.newest_ns != self.stepped_ns)  # state that starts anew must see it again
         dt_s = self.period_s
         if fresh:
-            reset |= self.spec.latched  # a new command replaces the one before, it does not add to it
+            reset |= self._anew or self.spec.latched  # a new command replaces the one before, it adds nothing to it
             if self.stepped_ns is not None and not reset:
                 dt_ns = self.newest_ns - self.stepped_ns
                 reset = dt_ns > self.max_gap_ns
                 dt_s = self.period_s if reset else dt_ns / NS
-            self.stepped_ns = self.newest_ns
+            self.stepped_ns, self._anew = self.newest_ns, False
+            self.drift.see(t_ns, self.arrival_ns - self.newest_ns + self.drift.behind_ns)
         data, valid = self._window()
         silent_s = (t_ns - self.arrival_ns) / NS
-        return View(data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset)
+        return View(data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset, frozen_s)
+
+    def _frozen_s(self) -> float:
+        """For how long the data that windows saw have been the same, if for longer than a living sensor's can be."""
+        newest_ns = self.newest_ns or 0
+        if self._shown is None or (self.data is not self._shown and not _same(self.data, self._shown)):
+            self._shown, self._changed_ns = self.data, newest_ns
+        same_ns = newest_ns - self._changed_ns
+        return same_ns / NS if same_ns >= self.frozen_ns else 0.0
 
     def _admit_until(self, t_ns: int) -> None:
         take = self.pending.popleft
@@ -214,8 +289,11 @@ class _Latest:
             if self._skews_ns:
                 self._skews_ns.clear()
             self.counts["admitted"] += 1
+            before_ns = self.newest_ns
             self._take(stamp_ns, sample.data)
             self.arrival_ns = sample.arrival_ns
+            if self.newest_ns != before_ns:  # it filled no hole
+                self.recent.append((stamp_ns, sample.arrival_ns))
 
     def _refuse(self, why: str, sample: Sample) -> None:
         """Count it. A sensor's clock that is wrong, but steadily so, is believed after a while: otherwise one wrong
@@ -232,8 +310,11 @@ class _Latest:
         self._skews_ns.append(skew_ns)
         if len(self._skews_ns) >= self.reanchor_after:
             self.offset_ns += max(self._skews_ns)
+            if abs(self.offset_ns) <= self.tolerance_ns:  # its clock is right again
+                self.offset_ns = 0
             self.counts["reanchored"] += 1
             self.clear()
+            self._anew = True
 
     def _stamp_ns(self, sample: Sample) -> int:
         return sample.stamp_ns
@@ -287,8 +368,9 @@ class _Sound(_Latest):
         self._end: int | None = None  # number of the sample after the newest, which is at `_at`
 
     def _stamp_ns(self, sample: Sample) -> int:
-        """The end of the chunk: a chunk is as new as its last sample."""
-        return sample.stamp_ns + len(sample.data.samples) * NS // sample.data.sample_rate_hz
+        """The end of the chunk: a chunk is as new as its last sample. By the robot's clock, as far as a microphone's
+        own, which counts its samples, is known to run away from it."""
+        return sample.stamp_ns + len(sample.data.samples) * NS // sample.data.sample_rate_hz + self.drift.behind_ns
 
     def _fill_hole(self, sample: Sample) -> bool:
         if self._end is None:
@@ -315,6 +397,7 @@ class _Sound(_Latest):
             self._miss(gap)
         self._append(samples[-self._n :])
         self.newest_ns, self._end = stamp_ns, data.first_sample + len(data.samples)
+        self.data, self.rate_hz = data, data.sample_rate_hz / len(data.samples)
 
     def _miss(self, n: int) -> None:
         self._append(np.zeros((n, self.spec.channels), np.int16))
@@ -333,6 +416,15 @@ class _Sound(_Latest):
     def _window(self) -> tuple[np.ndarray, np.ndarray]:
         last = slice(self._at - self._n, self._at)
         return self._samples[last].copy(), self._valid[last].copy()
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Bit for bit, also where it is NaN; and at little cost where it is not, as it nearly always is."""
+    if isinstance(a, (Scan, Audio)):
+        a, b = a[0], b[0]
+    if isinstance(a, str):
+        return a == b
+    return a.shape == b.shape and a[0].tobytes() == b[0].tobytes() and a.tobytes() == b.tobytes()
 
 
 _arrival = itemgetter(2)  # of a Sample: arrival_ns

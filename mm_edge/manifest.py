@@ -199,6 +199,8 @@ def _wrong_stream(spec: StreamSpec) -> str | None:
         return f"a shape like {shape}".replace("None", "n")
     if not (0 <= spec.rate_hz <= 1e5 and 0 <= spec.max_age_ms <= 1e9 and 0 <= spec.window_ms <= 6e4):
         return "rate_hz, max_age_ms and window_ms in a sane range"
+    if not all(0 <= ms <= 1e9 for ms in (spec.frozen_ms, spec.max_latency_ms, spec.max_jitter_ms)):
+        return "frozen_ms, max_latency_ms and max_jitter_ms in a sane range"
     if spec.max_age_ms == 0 and not spec.latched:
         return "max_age_ms above 0, or a latched stream"
     if spec.latched and spec.kind in ("audio", "imu"):

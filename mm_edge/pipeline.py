@@ -14,7 +14,7 @@ import numpy as np
 
 from mm_edge import engine as engines
 from mm_edge import preprocess
-from mm_edge.align import Aligner, TickRule, View, Window
+from mm_edge.align import UNSEEN, Aligner, TickRule, View, Window
 from mm_edge.bundle import Bundle
 from mm_edge.engine.part import Fresh, ModelInputs, ModelOutputs
 from mm_edge.errors import EdgeError, SampleError
@@ -58,7 +58,6 @@ class Pipeline:
         self.specs = {spec.name: spec for spec in bundle.streams}
         self._sensors = [spec.name for spec in bundle.streams if not spec.latched]
         self._limits = _narrow(bundle.outputs.action, limits)
-        self._monitors = {name: StreamMonitor(spec) for name, spec in self.specs.items()}
         self.model = engines.load(bundle, engine)
         for spec in bundle.streams:
             if spec.kind == "image":  # cv2 is missed now, not on the road; and the first tick need not wait for it
@@ -75,6 +74,7 @@ class Pipeline:
         tick = self.bundle.tick
         self._aligner = Aligner(self.bundle.streams, tick.period_ms / 1e3, self.bundle.max_gap_ms)
         self._rule = TickRule(tick.anchor, tick.max_period_ms)
+        self._monitors = {name: StreamMonitor(spec, self._aligner) for name, spec in self.specs.items()}
         self.model.reset()
         self._previous = [0.0] * len(self._limits.names)  # the last action
         self._last: Output | None = None
@@ -126,15 +126,12 @@ class Pipeline:
 
     def health(self, now_ns: int) -> Health:
         """How every stream fares, for /diagnostics; call it about once a second."""
-        sources = self._last.sources if self._last else {}
-        since_s = (
-            (now_ns - self._last.stamp_ns) / NS if self._last else 0.0
-        )  # what has come since was not looked at yet
+        since_s = (now_ns - self._last.stamp_ns) / NS if self._last else 0.0  # what has come since, nobody looked at
         streams = []
         for name, monitor in self._monitors.items():
-            age_s = (now_ns - sources[name]) / NS if name in sources else float("inf")
-            silent_s = self._seen[name].silent_s + since_s if name in self._seen else float("inf")
-            streams.append(monitor.report(now_ns, age_s, silent_s, self._aligner))
+            view = self._seen.get(name, UNSEEN)
+            view = view._replace(age_s=view.age_s + since_s, silent_s=view.silent_s + since_s)
+            streams.append(monitor.report(now_ns, view))
         idle, self._idle = self._idle, IdleTicks()
         reasons = idle.reasons if self._last else ("no tick yet",)
         dropped = {name: part.dropped_steps for name, part in self.model.parts.items() if part.dropped_steps}
@@ -150,8 +147,9 @@ class Pipeline:
             if view.data is not None:
                 sources[name] = view.stamp_ns
             if not mask[name]:
-                why = absence(stream, view.age_s, view.silent_s) or f"{name} dropped: its features are not finite"
+                why = absence(stream, view) or f"{name} dropped: its features are not finite"
                 (reasons if stream.required else notes).append(why)
+            notes += self._monitors[name].look(view)
         reasons += [f"command refused: {why}" for why in self._refused_commands.values()]
         if self._sensors and not any(map(mask.get, self._sensors)):  # a command alone is nothing to drive by
             seen = any(name in sources for name in self._sensors)

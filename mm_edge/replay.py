@@ -17,6 +17,7 @@ import numpy as np
 
 from mm_edge.align import TickRule
 from mm_edge.errors import RecordingError, SampleError
+from mm_edge.faults import Faults, in_order
 from mm_edge.recording import Command, Tick, read, read_metadata
 from mm_edge.types import Output, Sample, StreamSpec
 
@@ -38,6 +39,7 @@ def events(
     tick: TickTimes | None = None,
     topics: Mapping[str, str] | None = None,
     latency_ns: int = 0,
+    faults: Faults | None = None,
 ) -> Iterator[Sample | SampleError | Tick]:
     """Samples of the streams `specs` in the order they arrived, each tick after all it could see, and for each message
     that holds no sample the SampleError that says why.
@@ -48,11 +50,14 @@ def events(
     Args:
         tick: when to tick if the recording holds no ticks.
         topics: stream -> topic, for bags that mm_edge did not write.
+        faults: what happens to the samples; then the robot would have ticked at other times, by the rule `tick`.
 
     Raises RecordingError.
     """
-    records = read(path, specs, topics)
-    if read_metadata(path)["ticks"] == 0:
+    records: Iterable[Record] = read(path, specs, topics)
+    if faults:
+        records = in_order((record for record in records if not isinstance(record, Tick)), faults)
+    if faults or read_metadata(path)["ticks"] == 0:
         if tick is None:
             raise RecordingError(f"{path}: holds no ticks, and no rule was given for when to tick")
         records = _with_ticks(records, tick)

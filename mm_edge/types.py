@@ -70,6 +70,10 @@ class StreamSpec:
     window_ms: float = 0.0  # audio and imu: how much of the past the model sees
     latched: bool = False  # a command in force until the next one: never goes stale
     required: bool = False  # without it the robot does not act
+    # From here on a sensor is lying, or late; 0: not checked.
+    frozen_ms: float = 0.0  # the same data for so long, though their stamps go on
+    max_latency_ms: float = 0.0  # from capture to arrival: beyond it the link is slow, or its clock is wrong
+    max_jitter_ms: float = 0.0  # between the least and the greatest latency of ten samples
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     sample_rate_hz: int = 0  # audio

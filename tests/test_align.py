@@ -222,6 +222,36 @@ def test_a_late_chunk_of_audio_fills_its_hole():
     assert seen.stamp_ns == T0 + 3 * MS
 
 
+@pytest.mark.parametrize("ppm", [500, -500])
+def test_a_microphone_whose_clock_drifts_keeps_its_age(ppm):
+    """Stamps made by counting samples run away from the robot's clock; that is measured, and mended."""
+    aligner, random = Aligner([AUDIO], tick_period_s=0.05), np.random.default_rng(0)
+    ages_ms = []
+    for i in range(10 * 60 * 20):  # ten minutes, a chunk of 50 ms and a tick each
+        end_ms = 50 * (i + 1)
+        chunk = Audio(np.zeros((50, 1), np.int16), 50 * i, 1000)
+        stamp_ms, arrival_ms = end_ms * (1 + ppm * 1e-6) - 50, end_ms + random.uniform(8, 18)
+        aligner.push(Sample("audio", T0 + round(stamp_ms * MS), T0 + round(arrival_ms * MS), chunk))
+        ages_ms.append(view(aligner, arrival_ms, "audio").age_s * 1e3 - (arrival_ms - end_ms))
+    assert aligner.drift_ppm("audio") == pytest.approx(ppm, abs=15)
+    assert aligner.counts("audio")["gap"] == 0
+    assert max(map(abs, ages_ms)) < 30  # until it is certain, 500 ppm of a minute
+    assert max(map(abs, ages_ms[-5 * 60 * 20 :])) < 5  # of the 300 ms it ran away
+
+
+def test_a_clock_that_is_set_starts_the_streams_state_anew():
+    aligner = Aligner([CAMERA], tick_period_s=0.1)
+    for i in range(10):
+        aligner.push(camera(i * 100))
+        assert not view(aligner, i * 100).reset
+    for i in range(10, 20):
+        aligner.push(camera(i * 100 + 5000, arrival_ms=i * 100))
+        assert not view(aligner, i * 100).fresh
+    aligner.push(camera(2000 + 5000, arrival_ms=2000))
+    seen = view(aligner, 2000)
+    assert (seen.fresh, seen.reset, seen.age_s) == (True, True, 0)
+
+
 def test_a_chunk_longer_than_the_window_leaves_its_end():
     aligner = Aligner([AUDIO], tick_period_s=0.1)
     aligner.push(sound(0, 1, 2, 3, 4, 5))
@@ -268,6 +298,70 @@ def test_never_from_the_future_never_backwards(case):
         if visible and len(samples) <= 16:  # else the oldest of so many at once go
             assert seen.stamp_ns == max(visible)
         newest = seen.stamp_ns
+
+
+KINDS = {"camera": "frame", "imu": np.zeros(6, np.float32)}
+
+
+@st.composite
+def lives(draw):
+    """Of a camera, an imu and a microphone: samples in any order, with losses, duplicates, jitter, jumps of each
+    sensor's clock and of the robot's; and ticks in between. Rates from 0.1 to 1,000 Hz. (arrival, what) in turn."""
+    events, period_ms = [], 1000 / draw(st.floats(0.1, 1000))
+    jumps_ms = st.sampled_from((0, 0, 0, 0, 0, 0, 40, 700, 5000, -30, -5000))
+    for stream in ("camera", "imu", "audio"):
+        clock_ms = 0.0
+        for i in range(draw(st.integers(0, 25))):
+            clock_ms += draw(jumps_ms)
+            stamp_ms = i * period_ms + draw(st.floats(0, 0.9)) * period_ms
+            data = Audio(np.full((5, 1), i, np.int16), 5 * i, 1000) if stream == "audio" else KINDS[stream]
+            for _ in range(draw(st.sampled_from((0, 1, 1, 1, 2)))):
+                arrival_ms = stamp_ms + draw(st.floats(0, 3)) * period_ms
+                events.append((arrival_ms, Sample(stream, T0 + round((stamp_ms + clock_ms) * MS), 0, data)))
+    back_ms = draw(st.sampled_from((0, 0, 0, 1, 3000)))
+    for i, t_ms in enumerate(sorted(draw(st.lists(st.floats(0, 30 * period_ms), min_size=2, max_size=20)))):
+        events.append((t_ms, T0 + round((t_ms - back_ms * (i > 5)) * MS)))
+    events.sort(key=lambda event: event[0])
+    return [
+        event if isinstance(event, int) else event._replace(arrival_ns=T0 + round(t_ms * MS)) for t_ms, event in events
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(lives())
+def test_whatever_comes_nothing_is_from_the_future_goes_back_without_a_reset_or_piles_up(events):
+    aligner, last, before = Aligner([CAMERA, IMU, AUDIO], tick_period_s=0.1), None, {}
+    for event in events:
+        if isinstance(event, Sample):
+            aligner.push(event)
+            continue
+        window = aligner.window(event)
+        assert window.reset == (last is not None and (event < last or event - last > 2000 * MS))
+        assert window.dt_s > 0 or event == last
+        for name, seen in window.views.items():
+            stream = aligner._streams[name]
+            assert len(stream.pending) <= stream.pending.maxlen and len(stream._not_yet) <= stream.pending.maxlen
+            assert stream.newest_ns is None or stream.arrival_ns <= event
+            assert seen.age_s >= -0.05 - 1e-9  # a clock may be ahead within its tolerance
+            jumped = last is not None and event < last
+            again = stream.counts["reanchored"] > before.get(name, (0, 0))[1]
+            if seen.stamp_ns and not jumped and not again:
+                assert seen.stamp_ns >= before.get(name, (0, 0))[0]
+            assert not (seen.fresh and not seen.present) and seen.dt_s > 0
+            before[name] = (seen.stamp_ns, stream.counts["reanchored"])
+        last = event
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0.1, 1000), st.integers(2, 50))
+def test_a_lone_stream_always_comes_through(rate_hz, n):
+    """Nothing waits for a partner."""
+    aligner = Aligner([CAMERA, IMU, AUDIO, TEXT], tick_period_s=0.1)
+    for i in range(n):
+        stamp_ms = i * 1000 / rate_hz
+        aligner.push(camera(stamp_ms))
+        seen = view(aligner, stamp_ms)
+        assert (seen.present, seen.fresh, seen.stamp_ns) == (True, True, T0 + round(stamp_ms * MS))
 
 
 @settings(max_examples=50, deadline=None)

@@ -43,6 +43,28 @@ def test_over_ros(tmp_path):
     assert 20 < got["action_latency_ms"]["p50"] <= got["action_latency_ms"]["p99"] < 500
 
 
+@pytest.mark.parametrize("how", [("--no-ros",), ()])
+def test_with_a_fault_it_tells_what_became_of_it(tmp_path, how):
+    if not how:
+        import ros  # noqa: F401
+
+    faults = ("--fault", "scan:freeze@1", "--fault", "camera:truncate@1.5-2.5")
+    got = report(start(tmp_path, *how, "--episodes", "1", "--json", *faults), tmp_path)
+    scan, camera = got["faults"]
+    assert scan["fault"] == "scan:freeze@1" and scan["words"].startswith("scan frozen: the same data for")
+    assert camera["fault"] == "camera:truncate@1.5-2.5" and camera["words"].startswith(
+        "camera refused: camera: expected"
+    )
+    assert scan["detected_ms"] < 1000 and camera["detected_ms"] < 1000 and scan["drove_without"]
+
+
+def test_a_fault_that_makes_no_sense_is_refused_before_anything_starts(tmp_path):
+    for fault in ("camera:explode@1", "radar:die@1", "camera:nan@1"):
+        demo = start(tmp_path, "--fault", fault)
+        _, errors = demo.communicate(timeout=60)
+        assert demo.returncode != 0 and fault in errors and "Traceback" not in errors
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_it_leaves_no_process_behind(tmp_path, sign):
     import ros  # noqa: F401

@@ -1,98 +1,186 @@
 """How a stream fares, in words."""
 
+import dataclasses
 import math
+from itertools import count
 
+import numpy as np
 import pytest
 
-from mm_edge.align import NS
+from mm_edge.align import NS, UNSEEN, Aligner
 from mm_edge.errors import SampleError
 from mm_edge.health import StreamMonitor, absence
-from mm_edge.types import StreamSpec
+from mm_edge.types import Sample, StreamSpec
 
-CAMERA = StreamSpec("camera", "image", (8, 8, 3), rate_hz=15, max_age_ms=300, required=True)
+MS = 1_000_000
+CAMERA = StreamSpec(
+    "camera", "image", (8, 8, 3), 20, 300, required=True, frozen_ms=200, max_latency_ms=100, max_jitter_ms=40
+)
 TEXT = StreamSpec("text", "text", (3,), rate_hz=0, max_age_ms=1000, latched=True)
 
 
 @pytest.mark.parametrize(
-    ("age_s", "silent_s", "why"),
+    ("age_s", "silent_s", "frozen_s", "why"),
     [
-        (math.inf, math.inf, "camera never seen"),
-        (0.3, 0.27, None),
-        (0.300000001, 0.27, "camera stale 300 ms > 300 ms"),
-        (0.412, 0.38, "camera stale 412 ms > 300 ms"),
-        (12.34, 12.3, "camera dead: silent for 12.3 s"),
-        (900.1, 0.1, "camera skewed: stamps lie 900.0 s behind arrival"),
+        (math.inf, math.inf, 0.0, "camera never seen"),
+        (0.3, 0.27, 0.0, None),
+        (0.300000001, 0.27, 0.0, "camera dead: silent for 0.27 s"),
+        (0.412, 0.01, 0.0, "camera stale 412 ms > 300 ms"),
+        (12.34, 12.3, 0.0, "camera dead: silent for 12.30 s"),
+        (0.05, 0.02, 0.25, "camera frozen: the same data for 250 ms"),
     ],
 )
-def test_why_a_stream_cannot_be_used(age_s, silent_s, why):
-    assert absence(CAMERA, age_s, silent_s) == why
+def test_why_a_stream_cannot_be_used(age_s, silent_s, frozen_s, why):
+    assert absence(CAMERA, UNSEEN._replace(age_s=age_s, silent_s=silent_s, frozen_s=frozen_s)) == why
 
 
 def test_a_latched_stream_does_not_go_stale():
-    assert absence(TEXT, 1e6, 1e6) is None
-    assert absence(TEXT, math.inf, math.inf) == "text never seen"
+    assert absence(TEXT, UNSEEN._replace(age_s=1e6, silent_s=1e6)) is None
+    assert absence(TEXT, UNSEEN) == "text never seen"
 
 
-class Counted:
-    """What a monitor asks an aligner."""
+class Watched:
+    """A camera, and its monitor. Each `sample` comes 50 ms after the one before, and there is a tick as it arrives."""
 
-    def __init__(self, offset_ns: int = 0, refusal: str = "", **counts: int):
-        self._offset_ns, self._refusal, self._counts = offset_ns, refusal, counts
+    def __init__(self, spec: StreamSpec = CAMERA):
+        self.aligner = Aligner([spec], 0.05)
+        self.monitor = StreamMonitor(spec, self.aligner)
+        self.now_ns, self._pixels = 10**15, count()
 
-    def counts(self, stream: str) -> dict[str, int]:
-        return self._counts
+    def sample(self, latency_ms: float = 20, period_ms: float = 50, data: np.ndarray | None = None) -> list[str]:
+        """What is said at the tick."""
+        self.now_ns += round(period_ms * MS)
+        pixels = np.full((8, 8, 3), next(self._pixels) % 256, np.uint8) if data is None else data
+        arrival_ns = self.now_ns + round(latency_ms * MS)
+        self.aligner.push(Sample("camera", self.now_ns, arrival_ns, pixels))
+        self.view = self.aligner.window(arrival_ns).views["camera"]
+        return self.monitor.look(self.view)
 
-    def offset_ns(self, stream: str) -> int:
-        return self._offset_ns
+    def samples(self, n: int, **how: float) -> list[list[str]]:
+        return [self.sample(**how) for _ in range(n)]
 
-    def refusal(self, stream: str) -> str:
-        return self._refusal
-
-
-def report(monitor: StreamMonitor, now_ns: int, counted: Counted):
-    return monitor.report(now_ns, 0.05, 0.02, counted)
+    def report(self, after_s: float = 0.0):
+        view = self.view._replace(age_s=self.view.age_s + after_s, silent_s=self.view.silent_s + after_s)
+        return self.monitor.report(self.now_ns + round(after_s * NS), view)
 
 
 def test_a_stream_that_is_well_says_nothing():
-    monitor = StreamMonitor(CAMERA)
-    report(monitor, 0, Counted(admitted=0))
-    health = report(monitor, 2 * NS, Counted(admitted=30))
-    assert health.ok and health.reasons == () and health.rate_hz == 15
+    camera = Watched()
+    assert not any(camera.samples(40))
+    camera.report()
+    assert not any(camera.samples(40))
+    health = camera.report()
+    assert health.ok and health.rate_hz == 20
 
 
-def test_a_slow_stream_is_named_with_its_rate():
-    monitor = StreamMonitor(CAMERA)
-    report(monitor, 0, Counted(admitted=0))
-    assert report(monitor, NS // 2, Counted(admitted=2)).rate_hz is None  # too early to tell
-    health = report(monitor, 2 * NS, Counted(admitted=10))
-    assert health.reasons == ("camera too slow: 5.0 Hz, expected 15 Hz",)
+def test_a_rate_that_is_far_off_is_told_within_ten_samples():
+    camera = Watched()
+    camera.samples(20)
+    said = camera.samples(10, period_ms=150)
+    assert said[-1] == ["camera too slow: 6.7 Hz, expected 20 Hz"]
+    assert camera.report().reasons == ("camera too slow: 6.7 Hz, expected 20 Hz",)
+    assert camera.samples(10, period_ms=20)[-1] == ["camera too fast: 50.0 Hz, expected 20 Hz"]
+    assert camera.samples(10)[-1] == []
 
 
-def test_a_rate_is_not_measured_across_a_reset():
-    monitor = StreamMonitor(CAMERA)
-    report(monitor, 10 * NS, Counted(admitted=100))
-    assert report(monitor, 12 * NS, Counted(admitted=3)).rate_hz is None
-    assert report(monitor, 14 * NS, Counted(admitted=33)).rate_hz == 15
+def test_a_steady_loss_is_told_after_some_hundred_samples_and_a_few_losses_never():
+    camera = Watched()
+    assert not any(camera.sample(period_ms=100 if i % 10 == 0 else 50) for i in range(300))
+    said = [camera.sample(period_ms=100 if i % 2 == 0 else 50) for i in range(200)]
+    assert said[-1] == ["camera too slow: 13.3 Hz, expected 20 Hz"]
+
+
+def test_the_same_data_with_new_stamps_are_a_frozen_sensor_which_is_absent_until_they_change():
+    camera, picture = Watched(), np.zeros((8, 8, 3), np.uint8)
+    camera.samples(5)
+    for _ in range(4):  # 150 ms of the same
+        camera.sample(data=picture.copy())
+        assert camera.view.present
+    camera.sample(data=picture.copy())
+    assert not camera.view.present and camera.view.frozen_s == 0.2
+    assert absence(CAMERA, camera.view) == "camera frozen: the same data for 200 ms"
+    camera.sample()
+    assert camera.view.present and camera.view.fresh and camera.view.dt_s == 0.1  # since the last that was stepped on
+
+
+def test_a_stream_that_may_stand_still_is_never_frozen():
+    camera = Watched(dataclasses.replace(CAMERA, frozen_ms=0))
+    assert not any(camera.sample(data=np.zeros((8, 8, 3), np.uint8)) for _ in range(50)) and camera.view.present
+
+
+def test_stamps_far_behind_arrival_are_told_within_ten_samples():
+    camera = Watched()
+    camera.samples(20)
+    said = camera.samples(10, latency_ms=150)[-1]
+    assert said == [
+        "camera skewed: arrives 150 ms or more after its stamp, allowed are 100 ms: its link is slow, or its clock is "
+        "behind"
+    ]
+    assert camera.samples(10)[-1] == []
+
+
+def test_jitter_is_told_within_ten_samples():
+    camera = Watched()
+    camera.samples(20)
+    said = [camera.sample(latency_ms=20 + 45 * (i % 2)) for i in range(10)]
+    assert said[-1] == ["camera jitters: arrives 20 to 65 ms after its stamp, allowed is a spread of 40 ms"]
+
+
+@pytest.mark.parametrize("ppm", [300, -300])
+def test_a_clock_that_drifts_is_told_within_a_minute(ppm):
+    camera, random = Watched(), np.random.default_rng(0)
+    said = [camera.sample(latency_ms=random.uniform(20, 50) - i * 0.05 * ppm * 1e-3) for i in range(60 * 20)]
+    assert not any(said[: 40 * 20])  # it needs most of a minute to be certain
+    assert said[-1] == [f"camera clock drifts by {camera.aligner.drift_ppm('camera'):+.0f} ppm"]
+    assert camera.aligner.drift_ppm("camera") == pytest.approx(ppm, abs=30)
+
+
+def test_a_link_that_becomes_slower_at_once_is_no_drift():
+    camera, random = Watched(), np.random.default_rng(0)
+    for i in range(200 * 20):
+        camera.sample(latency_ms=random.uniform(20, 50) + 40 * (i > 60 * 20))
+        assert camera.aligner.drift_ppm("camera") == 0
 
 
 def test_a_clock_that_is_off_is_named():
-    health = report(StreamMonitor(CAMERA), 0, Counted(offset_ns=3_200_000_000))
-    assert health.reasons == ("camera clock is off by 3.200 s; its stamps are corrected",)
+    camera = Watched()
+    camera.samples(10, latency_ms=-3200)  # its stamps lie in the future
+    assert camera.sample(latency_ms=-3200) == ["camera clock is off by 3.200 s; its stamps are corrected"]
+    assert camera.view.age_s == 0
 
 
-def test_refusals_are_reported_once_with_the_last_reason_and_counted():
-    monitor = StreamMonitor(CAMERA)
-    monitor.refuse(SampleError("camera", "rgb8", "mono16"))
-    monitor.refuse(SampleError("camera", "pixels", "an empty image"))
-    health = report(monitor, 0, Counted(admitted=3))
+def test_a_rate_is_not_measured_across_a_jump_of_the_clock():
+    camera = Watched()
+    camera.samples(100)
+    camera.report()
+    camera.now_ns -= 3600 * NS
+    camera.sample()
+    assert camera.report().rate_hz is None
+    camera.samples(40)
+    assert camera.report().rate_hz == 20
+
+
+def test_refusals_are_told_at_the_next_tick_and_reported_once():
+    camera = Watched()
+    camera.sample()
+    camera.monitor.refuse(SampleError("camera", "rgb8", "mono16"))
+    camera.monitor.refuse(SampleError("camera", "pixels", "an empty image"))
+    assert camera.sample() == ["camera refused: camera: expected pixels, got an empty image"]
+    assert camera.sample() == []
+    health = camera.report()
     assert health.reasons == ("2 refused: camera: expected pixels, got an empty image",)
     assert health.counts == {"admitted": 3, "refused": 2}
-    assert report(monitor, NS, Counted()).ok
+    assert camera.report().ok
 
 
-def test_samples_out_of_time_are_reported_once_with_the_last_reason():
-    monitor = StreamMonitor(CAMERA)
-    counted = Counted(admitted=3, future=2, refusal="future: stamp +900 ms from its arrival, allowed +50 ms")
-    health = report(monitor, 0, counted)
-    assert health.reasons == ("2 out of time, the last future: stamp +900 ms from its arrival, allowed +50 ms",)
-    assert report(monitor, NS // 2, counted).ok
+def test_samples_out_of_time_are_told_at_the_next_tick_and_reported_once():
+    camera = Watched()
+    camera.sample()
+    assert camera.sample(latency_ms=-900) == [
+        "camera out of time: future: stamp +900 ms from its arrival, allowed +50 ms"
+    ]
+    assert camera.sample() == []
+    assert camera.report().reasons == (
+        "1 out of time, the last future: stamp +900 ms from its arrival, allowed +50 ms",
+    )
+    assert camera.report().ok

@@ -184,3 +184,20 @@ def test_the_command_writes_json_lines_and_the_same_ones_twice(tmp_path, path):
     assert run_command(bundle.path, path, hash_seed="2") == (out, log)
     only_imu, _ = run_command(bundle.path, path, "--topic", "imu=/imu")  # as for a bag of others
     assert all(json.loads(line)["mask"]["camera"] is False for line in only_imu.splitlines())
+
+
+def test_the_command_replays_faults_and_tells_what_became_of_them(tmp_path, path):
+    bundle = write_toy_bundle(tmp_path / "toy")
+    with RecordingWriter(path, STREAMS) as recording:
+        recording.write(Sample("text", T0, T0, "go"))
+        for i in range(1, 401):
+            recording.write(imu(10 * i))
+            if i % 10 == 0:
+                recording.write(frame(10 * i))
+                recording.tick(T0 + 10 * i * MS)
+    out, log = run_command(bundle.path, path, "--fault", "camera:die@1-2", "--fault", "imu:nan@3")
+    outputs = [json.loads(line) for line in out.splitlines()]
+    absent = [o["stamp_ns"] for o in outputs if not o["mask"]["camera"] and o["stamp_ns"] > T0 + 100 * MS]
+    assert T0 + 1100 * MS < absent[0] < T0 + 1400 * MS and T0 + 1900 * MS <= absent[-1] < T0 + 2200 * MS
+    assert "fault camera:die@1-2: detected after" in log and "(camera dead: silent for" in log
+    assert "fault imu:nan@3: detected after" in log and "(imu refused: imu: expected finite values" in log

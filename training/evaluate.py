@@ -4,6 +4,7 @@
     python -m training.evaluate drive --without camera          # that sensor dead from the start
     python -m training.evaluate drive --all-masks --worlds 50   # every subset of them dead, each in the same worlds
     python -m training.evaluate drive --expert                  # what the demonstrator gets in the same worlds
+    python -m training.evaluate drive --worlds 100 --fault camera:freeze@2   # what is noticed of a fault, and when
 
 The exported bundle drives, through the same Pipeline as on a robot. The same seed gives the same worlds.
 """
@@ -13,11 +14,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,14 @@ from tqdm import tqdm
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError
+from mm_edge.faults import Fault, Faults, FaultWatch, Finding, add_fault_argument
 from mm_edge.pipeline import Pipeline
 from mm_edge.sim.episode import Episode, ExpertDriver, Outcome, PipelineDriver
-from mm_edge.sim.sensors import HEIGHT, WIDTH
+from mm_edge.sim.sensors import HEIGHT, KINDS, WIDTH
 from mm_edge.types import Output
 
 SENSORS = ("camera", "audio", "scan", "imu", "text")
+STOOD_MPS = 0.05
 SHOWN_PIXELS = 12  # a frame shows an object if at least so many of its pixels are it
 
 
@@ -44,6 +50,9 @@ class Result:
     outcome: Outcome
     frames: int = 0  # that show the named object
     hits: int = 0  # of these, how often attention's peak, as it is drawn, lay on it
+    findings: list[Finding] = field(default_factory=list)  # of the faults that began
+    stop_m: list[float] = field(default_factory=list)  # driven from a fault's start until the robot stood
+    false_alarms: list[str] = field(default_factory=list)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,13 +65,18 @@ def main(argv: list[str] | None = None) -> int:
         "--without", choices=SENSORS, action="append", default=[], help="a sensor that is dead; may be repeated"
     )
     parser.add_argument("--all-masks", action="store_true", help="the table of scores with each sensor dead")
+    add_fault_argument(parser)
     parser.add_argument("--expert", action="store_true", help="let the demonstrator drive")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
-    if args.expert and (args.without or args.all_masks):
-        parser.error("--expert drives by what it knows, not by sensors: give it without --without and --all-masks")
+    if args.expert and (args.without or args.all_masks or args.faults):
+        parser.error(
+            "--expert drives by what it knows, not by sensors: give it without --without, --all-masks, --fault"
+        )
+    faults = tuple(args.faults)
     try:
+        Faults(faults, KINDS)  # one that makes no sense is refused here
         if not args.expert:
             Bundle.read(args.bundle)  # a bad bundle is refused here, not in a worker
         if args.all_masks:
@@ -70,10 +84,11 @@ def main(argv: list[str] | None = None) -> int:
             for dead in [*subsets(SENSORS[:-1]), ("text",)]:  # without a command there is nothing to compare
                 name = "+".join(dead) or "none"
                 scores["masks"][name] = evaluate(
-                    args.bundle, args.worlds, args.seed, frozenset(dead), False, args.workers
+                    args.bundle, args.worlds, args.seed, frozenset(dead), faults, args.workers
                 )
         else:
-            scores = evaluate(args.bundle, args.worlds, args.seed, frozenset(args.without), args.expert, args.workers)
+            bundle = None if args.expert else args.bundle
+            scores = evaluate(bundle, args.worlds, args.seed, frozenset(args.without), faults, args.workers)
     except EdgeError as error:
         print(error, file=sys.stderr)
         return 1
@@ -81,18 +96,23 @@ def main(argv: list[str] | None = None) -> int:
         "masks", {"expert" if args.expert else "+".join(args.without) or "none": scores}
     ).items():
         print(f"dead: {name:23} {_line(row)}" if not args.expert else f"expert: {_line(row)}")
+        for text in row["false_alarm_texts"]:
+            print(f"false alarm: {text}")
     if args.json:
         print(json.dumps(scores))
     return 0
 
 
-def evaluate(bundle: Path, worlds: int, seed: int, dead: frozenset[str], expert: bool, workers: int) -> dict[str, Any]:
-    """Scores over `worlds` worlds from `seed` on, the sensors `dead` silent from the start."""
-    jobs = [(None if expert else bundle, s, dead) for s in range(seed, seed + worlds)]
+def evaluate(
+    bundle: Path | None, worlds: int, seed: int, dead: frozenset[str], faults: tuple[Fault, ...], workers: int
+) -> dict[str, Any]:
+    """Scores over `worlds` worlds from `seed` on, driven by a bundle, or by the expert if that is None; the sensors
+    `dead` silent from the start, and in each world the same `faults`."""
+    jobs = [(bundle, s, dead, faults) for s in range(seed, seed + worlds)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         bar = tqdm(pool.imap(_drive, jobs), "worlds", total=worlds, leave=False)
         results = list(bar)
-    return summarise(results)
+    return summarise(results) | (summarise_faults(results) if faults else {})
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -117,7 +137,30 @@ def summarise(results: list[Result]) -> dict[str, Any]:
         "mean_duration_s": round(float(np.mean([o.duration_s for o in outcomes])), 2),
         "attention_frames": frames,
         "attention_hit": round(sum(r.hits for r in results) / frames, 4) if frames else None,
+        "hours": round(sum(o.duration_s for o in outcomes) / 3600, 3),
+        "false_alarms": sum(len(r.false_alarms) for r in results),
+        "false_alarm_texts": [f"world {r.outcome.seed}: {text}" for r in results for text in r.false_alarms][:20],
     }
+
+
+def summarise_faults(results: list[Result]) -> dict[str, Any]:
+    """Counts of worlds (of each fault in each, if there are several)."""
+    findings = [finding for r in results for finding in r.findings]
+    detected = [f.detected_ms for f in findings if f.detected_ms is not None]
+    stops_m = [m for r in results for m in r.stop_m]
+    return {
+        "injected": len(findings),
+        "detected": len(detected),
+        "detection_ms": {"p50": _round(np.median(detected)), "max": _round(max(detected))} if detected else None,
+        "words": Counter(re.sub(r"[-+\d.]+", "#", f.words) for f in findings if f.words),
+        "drove_without": sum(f.drove_without for f in findings),
+        "safe_stops": sum(f.stopped_ms is not None for f in findings),
+        "stop_m": {"p50": _round(np.median(stops_m), 3), "max": _round(max(stops_m), 3)} if stops_m else None,
+    }
+
+
+def _round(value: float, digits: int = 1) -> float:
+    return round(float(value), digits)
 
 
 def _rate(values: list[Any]) -> float | None:
@@ -139,10 +182,10 @@ def _line(row: dict[str, Any]) -> str:
 _pipelines: dict[Path, Pipeline] = {}
 
 
-def _drive(job: tuple[Path | None, int, frozenset[str]]) -> Result:
+def _drive(job: tuple[Path | None, int, frozenset[str], tuple[Fault, ...]]) -> Result:
     """One world, in a worker process."""
-    bundle, seed, dead = job
-    episode = Episode(seed)
+    bundle, seed, dead, faults = job
+    episode = Episode(seed, faults)
     room = episode.world.room
     if bundle is None:
         return Result(episode.run(ExpertDriver(episode)))
@@ -151,8 +194,11 @@ def _drive(job: tuple[Path | None, int, frozenset[str]]) -> Result:
     pipeline = _pipelines[bundle]
     pipeline.reset()
     seen: dict[int, bool] = {}  # of each frame that shows the named object: was the peak on it?
+    watch, odometer = FaultWatch(faults, episode.start_ns), _Odometer(episode, faults)
 
     def look(output: Output) -> None:
+        watch.see(output)
+        odometer.see(watch)
         for attention in output.attention:
             shown = episode.sensors.seen.get(attention.stamp_ns)
             if shown is None or room.by_sound:
@@ -163,7 +209,31 @@ def _drive(job: tuple[Path | None, int, frozenset[str]]) -> Result:
                 seen[attention.stamp_ns] = bool(mask.flat[drawn.argmax()])
 
     outcome = episode.run(PipelineDriver(pipeline, dead, look))
-    return Result(outcome, len(seen), sum(seen.values()))
+    began = [f for fault, f in zip(faults, watch.findings) if fault.start_s < outcome.duration_s]
+    return Result(outcome, len(seen), sum(seen.values()), began, odometer.stop_m, watch.false_alarms)
+
+
+class _Odometer:
+    """How far the robot goes from a fault's start until it stands, where the fault stops it."""
+
+    def __init__(self, episode: Episode, faults: tuple[Fault, ...]):
+        self._world, self._faults = episode.world, faults
+        self._x, self._y, _ = episode.world.pose()
+        self._driven_m = 0.0
+        self._at_start_m: dict[int, float] = {}  # of each fault
+        self._stood: set[int] = set()
+        self.stop_m: list[float] = []
+
+    def see(self, watch: FaultWatch) -> None:
+        x, y, _ = self._world.pose()
+        self._driven_m += math.hypot(x - self._x, y - self._y)
+        self._x, self._y = x, y
+        for i, (fault, finding) in enumerate(zip(self._faults, watch.findings)):
+            if self._world.t_s >= fault.start_s:
+                self._at_start_m.setdefault(i, self._driven_m)
+            if finding.stopped_ms is not None and i not in self._stood and self._world.speed() < STOOD_MPS:
+                self._stood.add(i)
+                self.stop_m.append(self._driven_m - self._at_start_m[i])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.cli import at_least
 from mm_edge.commands.ros import Nodes, Ros, RosMissing, find_ros, free_domain
 from mm_edge.errors import EdgeError, MissingDependency
+from mm_edge.faults import Faults, FaultWatch, Finding, add_fault_argument
 from mm_edge.types import Sample
 
 PAUSE_S = 1.0  # between episodes
@@ -47,8 +48,13 @@ class Report:
                 "action_latency_ms": {"p50": p50, "p99": p99},
                 "engine": self.engine,
                 "ros": bool(self.ros),
+                **({"faults": self.findings()} if self.findings() else {}),
             }
         )
+
+    def findings(self) -> list[dict[str, Any]]:
+        """Of all episodes, each with the seed of its room."""
+        return [{"seed": o["seed"], **finding} for o in self.outcomes for finding in o.get("faults", ())]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,12 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="for clip, strip and logs (default runs/demo)"
     )
+    add_fault_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what we started is ended, too
     if importlib.util.find_spec("mujoco") is None:
         raise MissingDependency("the simulator", "mujoco", "sim")
+    from mm_edge.sim.sensors import KINDS
+
+    Faults(args.faults, KINDS)  # one that makes no sense is refused before anything starts
     args.out.mkdir(parents=True, exist_ok=True)
     for path in (*args.out.glob("clip.*"), *args.out.glob("strip.png")):  # of another demo
         path.unlink()
@@ -91,8 +101,10 @@ def _over_ros(ros: Ros, args: argparse.Namespace) -> Report:
     with free_domain() as domain, Nodes(ros, domain, args.out) as nodes:
         nodes.start("watchdog_node")
         nodes.start("edge_node", {"bundle": args.bundle.resolve()})
-        watcher = nodes.start("demo_node", {"episodes": args.episodes, "out": args.out.resolve()}, piped=True)
-        nodes.start("sim_node", {"seed": args.seed, "episodes": args.episodes, "pause_s": PAUSE_S})
+        faults = {"faults": " ".join(map(str, args.faults))} if args.faults else {}
+        watched = {"episodes": args.episodes, "out": args.out.resolve(), **faults}
+        watcher = nodes.start("demo_node", watched, piped=True)
+        nodes.start("sim_node", {"seed": args.seed, "episodes": args.episodes, "pause_s": PAUSE_S, **faults})
         event: dict[str, Any] = {"event": "none yet"}
         for event in _events(watcher, nodes):
             progress.show(event)
@@ -134,11 +146,14 @@ def _in_process(args: argparse.Namespace) -> Report:
     outcomes: list[dict[str, Any]] = []
     latency_ms: list[float] = []
     for i in range(args.episodes):
-        episode = Episode(args.seed + i)
+        episode = Episode(args.seed + i, args.faults)
         text = episode.world.room.text
         progress.show({"event": "start", "text": text})
-        driver = _Driver(pipeline, partial(clip.add, episode=i), text)
+        watch = FaultWatch(args.faults, episode.start_ns)
+        driver = _Driver(pipeline, partial(clip.add, episode=i), text, watch)
         outcomes.append(episode.run(driver).as_dict())
+        if args.faults:
+            outcomes[-1]["faults"] = [asdict(finding) for finding in watch.findings]
         progress.show({"event": "end", **outcomes[-1]})
         latency_ms += driver.latency_ms
     p50, p99 = np.percentile(latency_ms or [np.nan], [50, 99])
@@ -149,9 +164,9 @@ class _Driver:
     """A pipeline at the wheel, filmed. Latency is the simulated one from camera stamp to tick, and on top the tick's
     real cost."""
 
-    def __init__(self, pipeline: Any, film: Callable[[np.ndarray], Any], text: str):
+    def __init__(self, pipeline: Any, film: Callable[[np.ndarray], Any], text: str, watch: FaultWatch):
         pipeline.reset()
-        self._pipeline, self._film, self._text = pipeline, film, text
+        self._pipeline, self._film, self._text, self._watch = pipeline, film, text, watch
         self._anchor = pipeline.bundle.tick.anchor
         self._frame: Sample | None = None
         self._acted_on_ns = 0
@@ -171,6 +186,7 @@ class _Driver:
         start_s = time.perf_counter()
         output = self._pipeline.tick(now_ns)
         cost_ms = (time.perf_counter() - start_s) * 1e3
+        self._watch.see(output)
         if self._frame:
             self._film(draw(self._frame.data, output, self._text))
         if output.action is None:
@@ -203,6 +219,8 @@ class Progress:
                 f"{event['status']} after {event['duration_s']:.1f} s, {event['collisions']} collisions{alarm}{slow}"
             )
             print(f"{clear}{head}: {status}", flush=True)
+            for finding in event.get("faults", ()):
+                print(f"  {Finding(**finding)}", flush=True)
             self._ended += 1
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mm_edge.bundle import Bundle
 from mm_edge.errors import RecordingError
+from mm_edge.faults import Faults, FaultWatch, add_fault_argument
 from mm_edge.messages import output_to_json
 from mm_edge.pipeline import Pipeline
 from mm_edge.replay import events, replay
@@ -28,22 +29,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STREAM=TOPIC",
         help="which topic is which stream, for bags of others: camera=/front/image_raw; may be repeated",
     )
+    add_fault_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises EdgeError if the bundle or the recording cannot be used."""
+    """Raises EdgeError if the bundle or the recording cannot be used, or a fault makes no sense."""
     bundle = Bundle.read(args.bundle)
     topics = _parse_topics(args.topics, [spec.name for spec in bundle.streams]) if args.topics else None
-    timeline = events(args.recording, bundle.streams, bundle.tick, topics)
+    faults = Faults(args.faults, {spec.name: spec.kind for spec in bundle.streams}) if args.faults else None
+    timeline = events(args.recording, bundle.streams, bundle.tick, topics, faults=faults)
     pipeline = Pipeline(bundle, engine="cpu")
-    output = None
+    output, watch = None, None
     for output in tqdm(replay(pipeline, timeline), unit=" ticks", disable=not sys.stderr.isatty()):
         print(output_to_json(output))
+        if faults:
+            watch = watch or FaultWatch(args.faults, faults.start_ns or output.stamp_ns)
+            watch.see(output)
     if output is None:
         raise RecordingError(f"{args.recording}: no tick, since nothing was recorded of {list(pipeline.specs)}")
     for stream in pipeline.health(output.stamp_ns).streams:
         counts = ", ".join(f"{n} {what}" for what, n in stream.counts.items() if n) or "nothing came"
         print(f"{stream.name}: {counts}", *stream.reasons, sep="; ", file=sys.stderr)
+    for finding in watch.findings if watch else ():
+        print(f"fault {finding}", file=sys.stderr)
     return 0
 
 

@@ -7,16 +7,17 @@ see `ExpertDriver` here and `PipelineDriver` below.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from mm_edge.align import TickRule
+from mm_edge.faults import Fault, Faults
 from mm_edge.sim.expert import Expert
 from mm_edge.sim.rooms import COLOURS, SHAPES
-from mm_edge.sim.sensors import HEIGHT, WIDTH, Sensors
+from mm_edge.sim.sensors import HEIGHT, KINDS, WIDTH, Sensors
 from mm_edge.sim.world import World
 from mm_edge.types import Output, Sample
 
@@ -52,12 +53,15 @@ class Episode:
     """One seed's world with its sensors.
 
     run(driver) drives it to the end. `on_sample(sample)`, `on_tick(now_ns)` and, once the wheels are told,
-    `on_drive(now_ns, action)` watch, in the order of time.
+    `on_drive(now_ns, action)` watch, in the order of time. `faults` happen to its sensors; their times count from the
+    episode's begin, `start_ns`.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, faults: Sequence[Fault] = ()):
         self.world = World(seed)
         self.sensors = Sensors(self.world)
+        self.start_ns = self.world.now_ns
+        self._faults = Faults(faults, KINDS, seed, self.start_ns)
         self._rng = np.random.default_rng(np.random.SeedSequence([seed, 2]))
         self._on_the_way: list[tuple[int, int, Sample]] = []
         self._captured = 0
@@ -65,9 +69,10 @@ class Episode:
     def step(self) -> list[Sample]:
         """Advance 5 ms; the samples that have arrived by then, in order of arrival."""
         self.world.step()
-        for sample in self.sensors.capture():
-            self._captured += 1
-            heapq.heappush(self._on_the_way, (sample.arrival_ns, self._captured, sample))
+        for captured in self.sensors.capture():
+            for sample in self._faults(captured):
+                self._captured += 1
+                heapq.heappush(self._on_the_way, (sample.arrival_ns, self._captured, sample))
         arrived = []
         while self._on_the_way and self._on_the_way[0][0] <= self.world.now_ns:
             arrived.append(heapq.heappop(self._on_the_way)[2])

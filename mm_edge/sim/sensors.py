@@ -42,6 +42,9 @@ TIMING = {
 }
 
 
+KINDS = {"camera": "image", "scan": "scan", "imu": "imu", "audio": "audio", "text": "text"}
+
+
 class Sensors:
     """All senses of the robot in `world`. Noise has a random stream of its own: it does not change with the driving.
 

@@ -7,7 +7,9 @@ episode's command after a pause, so that it is not forgotten, too.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -18,6 +20,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from mm_edge.clip import Clip
+from mm_edge.faults import FaultWatch, parse_faults
 from mm_edge.messages import from_ros
 from mm_edge.types import StreamSpec
 from mm_edge_ros.node import EVENTS_QOS, SENSOR_QOS, declare, run
@@ -30,6 +33,8 @@ class DemoNode(Node):
         super().__init__("demo_node")
         self._episodes = declare(self, "episodes", 3, "after how many to end")
         out = declare(self, "out", "", "folder for the clip and the strip; empty: keep none")
+        self._faults = parse_faults(declare(self, "faults", "", "those that the simulator has"))
+        self._watch: FaultWatch | None = None  # of this episode
         self._clip = Clip(Path(out)) if out else None
         self._outcomes: list[dict[str, Any]] = []
         self._model: dict[str, str] = {}
@@ -37,12 +42,18 @@ class DemoNode(Node):
         self._enable = self.create_client(SetBool, "edge_node/enable")
         self.create_subscription(String, "episode", self._on_episode, EVENTS_QOS)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        if self._faults:
+            self.create_subscription(String, "edge/output", self._on_output, 10)
         if self._clip:
             self.create_subscription(Image, "edge/overlay", self._on_overlay, SENSOR_QOS)
 
     def _on_episode(self, msg: String) -> None:
         event = json.loads(msg.data)
-        print(msg.data, flush=True)
+        if event["event"] == "start":
+            self._watch = FaultWatch(self._faults, event["start_ns"])
+        elif event["event"] == "end" and self._watch:
+            event["faults"] = [asdict(finding) for finding in self._watch.findings]
+        print(json.dumps(event), flush=True)
         self._driving = event["event"] != "end"
         if self._driving:
             return
@@ -50,6 +61,10 @@ class DemoNode(Node):
         self._model = {}  # what counts for the report is said after the last episode
         for enabled in (False, True):
             self._enable.call_async(SetBool.Request(data=enabled))
+
+    def _on_output(self, msg: String) -> None:
+        if self._driving and self._watch:
+            self._watch.see(SimpleNamespace(**json.loads(msg.data)))
 
     def _on_overlay(self, msg: Image) -> None:
         if self._driving:

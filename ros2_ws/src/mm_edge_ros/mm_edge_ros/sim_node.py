@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.executors import SingleThreadedExecutor
@@ -16,20 +17,22 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import PointField
 from std_msgs.msg import String
 
+from mm_edge.faults import Faults, is_truncated, parse_faults
 from mm_edge.messages import MESSAGE_TYPES, TOPICS, to_ros
 from mm_edge.sim.episode import Episode
+from mm_edge.sim.sensors import KINDS
 from mm_edge.sim.world import STEP_S
-from mm_edge.types import Sample
+from mm_edge.types import NS, Sample
 from mm_edge_ros.node import COMMAND_QOS, EVENTS_QOS, LATCHED_QOS, SENSOR_QOS, declare, run
 from mm_edge_ros.streams import message_class
 
-# stream -> kind, QoS, frame
+# stream -> QoS, frame
 STREAMS = {
-    "camera": ("image", SENSOR_QOS, "camera"),
-    "scan": ("scan", SENSOR_QOS, "lidar"),
-    "imu": ("imu", QoSProfile(depth=50, reliability=SENSOR_QOS.reliability), "imu"),
-    "audio": ("audio", QoSProfile(depth=50), "ears"),
-    "text": ("text", LATCHED_QOS, ""),
+    "camera": (SENSOR_QOS, "camera"),
+    "scan": (SENSOR_QOS, "lidar"),
+    "imu": (QoSProfile(depth=50, reliability=SENSOR_QOS.reliability), "imu"),
+    "audio": (QoSProfile(depth=50), "ears"),
+    "text": (LATCHED_QOS, ""),
 }
 LAG_S = 0.1  # behind by more than this, simulated time slows down
 
@@ -41,10 +44,15 @@ class SimNode(Node):
         self._episodes = declare(self, "episodes", 0, "how many; 0: without end")
         self._pause_s = declare(self, "pause_s", 2.5, "silence between episodes", 0.0, 60.0)
         stamped = declare(self, "stamped", True, "cmd_vel is a TwistStamped; false: a Twist")
+        self._faults = parse_faults(
+            declare(self, "faults", "", "what goes wrong, as in mm-edge demo --fault; by spaces")
+        )
+        Faults(self._faults, KINDS)  # one that makes no sense is told of now
         self._publishers_of, self._messages = {}, {}
-        for name, (kind, qos, _) in STREAMS.items():
-            type_ = message_class(MESSAGE_TYPES[kind])
-            self._publishers_of[name], self._messages[name] = self.create_publisher(type_, TOPICS[kind], qos), type_()
+        for name, (qos, _) in STREAMS.items():
+            type_ = message_class(MESSAGE_TYPES[KINDS[name]])
+            publisher = self.create_publisher(type_, TOPICS[KINDS[name]], qos)
+            self._publishers_of[name], self._messages[name] = publisher, type_()
         self._reports = self.create_publisher(String, "episode", EVENTS_QOS)
         self._wheels = self.create_subscription(
             TwistStamped if stamped else Twist, "cmd_vel", self._on_cmd_vel, COMMAND_QOS
@@ -82,10 +90,11 @@ class SimNode(Node):
         return bool(more and now_s >= self._not_before_s and heard and self.count_publishers(self._wheels.topic_name))
 
     def _begin(self, now_s: float) -> None:
-        self._episode = Episode(self._seed + self._done)
+        self._episode = Episode(self._seed + self._done, self._faults)
         self._start_s, self._slept_s, self._reported_s = time.monotonic(), 0.0, 0.0
         self._set_clock()
-        self._report("start", seed=self._seed + self._done, text=self._episode.world.room.text)
+        start_ns = self._episode.start_ns + self._offset_ns
+        self._report("start", seed=self._seed + self._done, text=self._episode.world.room.text, start_ns=start_ns)
 
     def _step(self) -> None:
         for sample in self._episode.step():
@@ -107,9 +116,12 @@ class SimNode(Node):
         self._offset_ns = self.get_clock().now().nanoseconds - self._episode.world.now_ns
 
     def _publish(self, sample: Sample) -> None:
-        kind, _, frame_id = STREAMS[sample.stream]
+        kind, (_, frame_id) = KINDS[sample.stream], STREAMS[sample.stream]
         msg = self._messages[sample.stream]
-        to_ros(kind, msg, sample.stamp_ns + self._offset_ns, sample.data, frame_id, PointField)
+        if not is_truncated(kind, sample.data):
+            to_ros(kind, msg, sample.stamp_ns + self._offset_ns, sample.data, frame_id, PointField)
+        elif not _cut(msg, sample.stamp_ns + self._offset_ns):
+            return
         self._publishers_of[sample.stream].publish(msg)
 
     def _on_cmd_vel(self, msg: Twist | TwistStamped) -> None:
@@ -119,6 +131,17 @@ class SimNode(Node):
 
     def _report(self, event: str, **values: object) -> None:
         self._reports.publish(String(data=json.dumps({"event": event, **values})))
+
+
+def _cut(msg: Any, stamp_ns: int) -> bool:
+    """Of the message before, leave half of the array. False if it has none: such a one no middleware lets through."""
+    array = next((name for name in ("data", "ranges") if len(getattr(msg, name, ()))), None)
+    if array is None:
+        return False
+    msg.header.stamp.sec, msg.header.stamp.nanosec = divmod(stamp_ns, NS)
+    values = getattr(msg, array)
+    setattr(msg, array, values[: len(values) // 2])
+    return True
 
 
 def main() -> None:

@@ -1,0 +1,289 @@
+"""Faults on purpose: what a robot does when a sensor dies, freezes, lies or comes late, before one does.
+
+faults = Faults([parse_fault("camera:freeze@2-5")], bundle.streams)
+for late_or_changed in faults(sample): ...      # none, one or two samples; their arrival may lie ahead
+
+STREAM:KIND[=VALUE]@START[-END]                 seconds since the first sample; no END: to the end
+
+die                 nothing comes
+drop=0.3            a share of the samples does not come
+freeze              the data stand still, the stamps go on
+delay=200ms         everything arrives later
+jitter=50ms         everything arrives later by up to so much, at random
+skew=300ms          the sensor's clock is ahead by so much (behind: -300ms)
+jump=-5s            the sensor's clock jumps by so much
+reorder             of every two samples, the second arrives first
+duplicate           everything arrives twice
+nan                 numbers that are none, where the kind of data has numbers
+noise[=1]           noise drowns the data; 1: as strong as what the sensor usually sees
+truncate            the second half of the data is missing
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mm_edge.errors import EdgeError
+from mm_edge.types import NS, Audio, Output, Sample, Scan
+
+_SHARES, _TIMES, _PLAIN = ("drop",), ("delay", "jitter", "skew", "jump"), ("die", "freeze", "reorder", "duplicate")
+_ON_DATA = ("nan", "noise", "truncate")
+KINDS = (*_PLAIN, *_SHARES, *_TIMES, *_ON_DATA)
+_NOISE = {"image": 64.0, "audio": 3000.0, "imu": 3.0, "points": 1.0, "vector": 1.0}  # at noise=1; a scan: a metre
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`value`: seconds for delay, jitter, skew and jump, a share for drop, a factor for noise, else 0."""
+
+    stream: str
+    kind: str
+    value: float
+    start_s: float
+    end_s: float
+
+    def __str__(self) -> str:
+        value = f"={self.value * 1e3:g}ms" if self.kind in _TIMES else f"={self.value:g}" if self.value else ""
+        until = f"-{self.end_s:g}" if self.end_s != float("inf") else ""
+        return f"{self.stream}:{self.kind}{value}@{self.start_s:g}{until}"
+
+
+def parse_fault(text: str) -> Fault:
+    """Raises EdgeError."""
+    number = r"[-+]?\d+(?:\.\d+)?"
+    match = re.fullmatch(rf"(\w+):(\w+)(?:=({number})(ms|s|))?@(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?", text)
+    if match is None:
+        raise EdgeError(f"{text}: expected STREAM:KIND[=VALUE]@START[-END], as in camera:freeze@2-5")
+    stream, kind, number_, unit, start, end = match.groups()
+    value = float(number_ or 0.0) * (1e-3 if unit == "ms" else 1.0)
+    if kind not in KINDS:
+        raise EdgeError(f"{text}: expected a kind of {', '.join(KINDS)}, got {kind}")
+    if kind in _TIMES and (not number_ or not unit):
+        raise EdgeError(f"{text}: expected a time, as in {kind}=200ms")
+    if kind in ("delay", "jitter") and value < 0:
+        raise EdgeError(f"{text}: expected a {kind} of 0 or more, got {number_}{unit}")
+    if kind == "drop" and not 0 <= value <= 1:
+        raise EdgeError(f"{text}: expected a share between 0 and 1, got {number_}")
+    if unit and kind not in _TIMES:
+        raise EdgeError(f"{text}: {kind} is no time, got the unit {unit}")
+    if number_ and kind not in (*_TIMES, *_SHARES, "noise"):
+        raise EdgeError(f"{text}: {kind} takes no value, got {number_}")
+    if kind == "noise":
+        value = value or 1.0
+    start_s, end_s = float(start), float(end) if end else float("inf")
+    if end_s <= start_s:
+        raise EdgeError(f"{text}: expected an END after START")
+    return Fault(stream, kind, value, start_s, end_s)
+
+
+def parse_faults(text: str) -> list[Fault]:
+    """Several, with spaces between them. Raises EdgeError."""
+    return [parse_fault(word) for word in text.split()]
+
+
+def add_fault_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fault",
+        type=_fault_argument,
+        action="append",
+        default=[],
+        dest="faults",
+        metavar="STREAM:KIND[=VALUE]@START[-END]",
+        help=f"what goes wrong, times in seconds: camera:freeze@2-5; kinds: {', '.join(KINDS)}; may be repeated",
+    )
+
+
+def _fault_argument(text: str) -> Fault:
+    try:
+        return parse_fault(text)
+    except EdgeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class Faults:
+    """Faults at work on samples, in the order in which they are captured.
+
+    Args:
+        faults: what to do.
+        kinds: stream -> kind of its data.
+        start_ns: what their times are counted from; by default the first sample's arrival.
+
+    Raises EdgeError for a stream that is not there, or whose kind of data the fault makes no sense for.
+    """
+
+    def __init__(self, faults: Iterable[Fault], kinds: Mapping[str, str], seed: int = 0, start_ns: int | None = None):
+        self.faults, self._kinds = tuple(faults), kinds
+        for fault in self.faults:
+            kind = kinds.get(fault.stream)
+            if kind is None:
+                raise EdgeError(f"{fault}: expected one of the streams {list(kinds)}, got {fault.stream}")
+            if fault.kind == "nan" and kind in ("image", "audio", "text"):
+                raise EdgeError(f"{fault}: {kind} has whole numbers or words, which are never NaN")
+            if fault.kind == "noise" and kind == "text":
+                raise EdgeError(f"{fault}: there is no noise on text")
+        self._rng = np.random.default_rng(seed)
+        self.start_ns = start_ns
+        self._frozen: dict[Fault, Any] = {}
+        self._held: dict[Fault, Sample] = {}
+
+    def __call__(self, sample: Sample) -> list[Sample]:
+        if self.start_ns is None:
+            self.start_ns = sample.arrival_ns
+        t_s = (sample.arrival_ns - self.start_ns) / NS
+        samples = [sample]
+        for fault in self.faults:
+            if fault.stream == sample.stream and fault.start_s <= t_s < fault.end_s:
+                samples = [changed for one in samples for changed in self._apply(fault, one)]
+        return samples
+
+    def _apply(self, fault: Fault, sample: Sample) -> Iterator[Sample]:
+        kind, shift_ns = fault.kind, round(fault.value * NS)
+        if kind == "die" or (kind == "drop" and self._rng.random() < fault.value):
+            return
+        if kind == "freeze":
+            yield sample._replace(data=self._freeze(fault, sample.data))
+        elif kind == "delay":
+            yield sample._replace(arrival_ns=sample.arrival_ns + shift_ns)
+        elif kind == "jitter":
+            yield sample._replace(arrival_ns=sample.arrival_ns + round(self._rng.uniform(0, fault.value) * NS))
+        elif kind in ("skew", "jump"):
+            yield sample._replace(stamp_ns=sample.stamp_ns + shift_ns)
+        elif kind == "reorder":
+            if (first := self._held.pop(fault, None)) is None:
+                self._held[fault] = sample
+            else:
+                yield sample
+                yield first._replace(arrival_ns=sample.arrival_ns)
+        elif kind == "duplicate":
+            yield from (sample, sample)
+        elif kind in _ON_DATA:
+            yield sample._replace(data=getattr(self, f"_{kind}")(sample, fault.value))
+        else:
+            yield sample
+
+    def _freeze(self, fault: Fault, data: Any) -> Any:
+        stuck = self._frozen.setdefault(fault, data)
+        return data._replace(samples=stuck.samples) if isinstance(data, Audio) else stuck  # its numbers go on
+
+    def _nan(self, sample: Sample, _: float) -> Any:
+        data = sample.data
+        if isinstance(data, Scan):
+            return data._replace(ranges=np.full_like(data.ranges, np.nan))
+        return np.full_like(data, np.nan)
+
+    def _noise(self, sample: Sample, factor: float) -> Any:
+        data, kind = sample.data, self._kinds[sample.stream]
+        if isinstance(data, Scan):
+            ranges = np.abs(data.ranges + np.float32(self._rng.normal(0, factor, data.ranges.shape)))
+            return data._replace(ranges=ranges.astype(np.float32))
+        values = data.samples if isinstance(data, Audio) else data
+        noisy = values + self._rng.normal(0, factor * _NOISE[kind], values.shape)
+        if values.dtype.kind in "ui":
+            info = np.iinfo(values.dtype)
+            noisy = np.clip(noisy, info.min, info.max)
+        noisy = noisy.astype(values.dtype)
+        return data._replace(samples=noisy) if isinstance(data, Audio) else noisy
+
+    def _truncate(self, sample: Sample, _: float) -> Any:
+        data = sample.data
+        if isinstance(data, Scan):
+            return data._replace(ranges=data.ranges[:1])
+        if isinstance(data, Audio):
+            return data._replace(samples=data.samples.reshape(-1)[: data.samples.size // 2])
+        flat = data if isinstance(data, str) else data.reshape(-1)
+        return flat[: len(flat) // 2]
+
+
+def is_truncated(kind: str, data: Any) -> bool:
+    """Whether the data are what that fault leaves of them, and no longer of the form that their kind has. (Text has no
+    form.)"""
+    if kind == "scan":
+        return len(data.ranges) < 2
+    if kind == "audio":
+        return data.samples.ndim == 1
+    if kind == "imu":
+        return len(data) < 6
+    return kind == "image" and data.ndim == 1
+
+
+def in_order(events: Iterable[Any], faults: Faults) -> Iterator[Any]:
+    """Samples with faults, each once it arrives; whatever else is among the events stays where it is."""
+    waiting: list[tuple[int, int, Sample]] = []
+    count = 0
+    for event in events:
+        if not isinstance(event, Sample):
+            yield event
+            continue
+        while waiting and waiting[0][0] <= event.arrival_ns:
+            yield heapq.heappop(waiting)[2]
+        for changed in faults(event):
+            heapq.heappush(waiting, (changed.arrival_ns, count, changed))
+            count += 1
+    while waiting:
+        yield heapq.heappop(waiting)[2]
+
+
+@dataclass
+class Finding:
+    """What became of one fault. Times are since its start; None: never."""
+
+    fault: str
+    detected_ms: float | None = None
+    words: str | None = None  # in which it was told
+    stopped_ms: float | None = None  # the robot had no action to follow
+    drove_without: bool = False  # the robot had one, from the other streams
+
+    def __str__(self) -> str:
+        told = (
+            "not detected" if self.detected_ms is None else f"detected after {self.detected_ms:.0f} ms ({self.words})"
+        )
+        stopped = [] if self.stopped_ms is None else [f"stopped after {self.stopped_ms:.0f} ms"]
+        drove = ["drove on without it"] if self.drove_without else []
+        return f"{self.fault}: {told}; {', then '.join(stopped + drove) or 'drove on'}"
+
+
+class FaultWatch:
+    """Watches what a pipeline makes of faults.
+
+    Args:
+        faults: as they are injected. start_ns: what their times are counted from.
+        beyond_s: for so long after a fault's end, what is said of its stream is still due to it.
+
+    Attributes: findings, one a fault; false_alarms, what was said of streams that had no fault.
+    """
+
+    def __init__(self, faults: Sequence[Fault], start_ns: int, beyond_s: float = 3.0):
+        self._faults, self._start_ns, self._beyond_s = tuple(faults), start_ns, beyond_s
+        self.findings = [Finding(str(fault)) for fault in faults]
+        self.false_alarms: list[str] = []
+        self._alarms: set[str] = set()  # what was said falsely at the last output, without its numbers
+
+    def see(self, output: Output) -> None:
+        t_s = (output.stamp_ns - self._start_ns) / NS
+        said: dict[str, list[str]] = {stream: [] for stream in output.mask}
+        for text in (*output.reasons, *output.notes):
+            stream = re.split("[ :]", text, maxsplit=1)[0]
+            if stream in said and not text.endswith("never seen"):
+                said[stream].append(text)
+        suspects = set()
+        for fault, finding in zip(self._faults, self.findings):
+            if fault.start_s <= t_s < fault.end_s + self._beyond_s:
+                suspects.add(fault.stream)
+                self._follow(finding, (t_s - fault.start_s) * 1e3, output, fault.stream, said[fault.stream])
+        false = {re.sub(r"[-+\d.]+", "", text): text for stream in said.keys() - suspects for text in said[stream]}
+        self.false_alarms += [text for words, text in false.items() if words not in self._alarms]
+        self._alarms = set(false)
+
+    def _follow(self, finding: Finding, since_ms: float, output: Output, stream: str, said: list[str]) -> None:
+        if said and finding.detected_ms is None:
+            finding.detected_ms, finding.words = round(since_ms, 1), said[0]
+        if output.action is None and finding.stopped_ms is None:
+            finding.stopped_ms = round(since_ms, 1)
+        finding.drove_without |= output.action is not None and not output.mask[stream]

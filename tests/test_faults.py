@@ -1,0 +1,197 @@
+"""Faults on purpose: what each does to samples, and what a pipeline makes of it."""
+
+import numpy as np
+import pytest
+
+from mm_edge.errors import EdgeError
+from mm_edge.faults import Fault, Faults, FaultWatch, in_order, is_truncated, parse_fault, parse_faults
+from mm_edge.types import NS, Action, Audio, Output, Sample, Scan
+
+MS = 1_000_000
+T0 = 1_000 * NS
+KINDS = {"camera": "image", "scan": "scan", "imu": "imu", "audio": "audio", "text": "text"}
+
+
+def data(stream: str, i: int):
+    return {
+        "camera": lambda: np.full((4, 4, 3), i % 256, np.uint8),
+        "scan": lambda: Scan(np.full(8, i, np.float32), -3.0, 0.75, 0.05, 6.0),
+        "imu": lambda: np.full(6, i, np.float32),
+        "audio": lambda: Audio(np.full((4, 2), i, np.int16), 4 * i, 16000),
+        "text": lambda: "drive to the red ball",
+    }[stream]()
+
+
+def samples(stream: str = "camera", n: int = 10) -> list[Sample]:
+    """One every 100 ms, which arrives 20 ms after its capture."""
+    return [Sample(stream, T0 + i * 100 * MS - 20 * MS, T0 + i * 100 * MS, data(stream, i)) for i in range(n)]
+
+
+def with_fault(text: str, stream: str = "camera", n: int = 10) -> list[Sample]:
+    return list(in_order(samples(stream, n), Faults([parse_fault(f"{stream}:{text}")], KINDS)))
+
+
+def whole(sample: Sample) -> int:
+    """Which of `samples` it was."""
+    return (sample.stamp_ns + 20 * MS - T0) // (100 * MS)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("camera:die@2", Fault("camera", "die", 0.0, 2.0, float("inf"))),
+        ("camera:freeze@2-5.5", Fault("camera", "freeze", 0.0, 2.0, 5.5)),
+        ("scan:drop=0.3@0", Fault("scan", "drop", 0.3, 0.0, float("inf"))),
+        ("imu:delay=200ms@1-2", Fault("imu", "delay", 0.2, 1.0, 2.0)),
+        ("imu:jump=-5s@1", Fault("imu", "jump", -5.0, 1.0, float("inf"))),
+        ("imu:noise@1", Fault("imu", "noise", 1.0, 1.0, float("inf"))),
+    ],
+)
+def test_a_fault_is_read_and_written(text, fault):
+    assert parse_fault(text) == fault
+    assert parse_fault(str(fault)) == fault
+
+
+def test_several_are_read_with_spaces_between_them():
+    assert parse_faults("camera:die@2 scan:drop=0.3@0-1") == [
+        parse_fault("camera:die@2"),
+        parse_fault("scan:drop=0.3@0-1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("camera", "expected STREAM:KIND"),
+        ("camera:die", "expected STREAM:KIND"),
+        ("camera:explode@2", "expected a kind of die, freeze"),
+        ("camera:delay@2", "expected a time, as in delay=200ms"),
+        ("camera:delay=200@2", "expected a time, as in delay=200ms"),
+        ("camera:delay=-1s@2", "expected a delay of 0 or more"),
+        ("camera:drop=30@2", "expected a share between 0 and 1, got 30"),
+        ("camera:drop=0.3s@2", "drop is no time"),
+        ("camera:die=1@2", "die takes no value"),
+        ("camera:die@5-2", "expected an END after START"),
+    ],
+)
+def test_a_fault_that_cannot_be_read_is_refused(text, expected):
+    with pytest.raises(EdgeError, match=expected):
+        parse_fault(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("radar:die@1", r"expected one of the streams \['camera', .*\], got radar"),
+        ("camera:nan@1", "image has whole numbers"),
+        ("text:noise@1", "no noise on text"),
+    ],
+)
+def test_a_fault_that_makes_no_sense_is_refused(text, expected):
+    with pytest.raises(EdgeError, match=expected):
+        Faults([parse_fault(text)], KINDS)
+
+
+def test_outside_its_time_and_its_stream_a_fault_changes_nothing():
+    faults = Faults([parse_fault("camera:die@0.3-0.6")], KINDS)
+    assert [whole(s) for s in in_order(samples(), faults)] == [0, 1, 2, 6, 7, 8, 9]
+    assert [whole(s) for s in in_order(samples("imu"), faults)] == list(range(10))
+
+
+def test_drop():
+    assert 200 < len(with_fault("drop=0.7@0", n=1000)) < 400
+
+
+@pytest.mark.parametrize("stream", ["camera", "scan", "imu", "audio"])
+def test_freeze(stream):
+    got = with_fault("freeze@0.3", stream)
+    assert [s.stamp_ns for s in got] == [s.stamp_ns for s in samples(stream)]
+    values = [np.ravel(s.data[0] if isinstance(s.data, tuple) else s.data)[0] for s in got]
+    assert values == [0, 1, 2, 3, 3, 3, 3, 3, 3, 3]
+    if stream == "audio":  # which a microphone goes on counting
+        assert [s.data.first_sample for s in got] == [4 * i for i in range(10)]
+
+
+def test_delay_and_jitter_change_arrival_alone():
+    late = with_fault("delay=250ms@0.5")
+    assert [(s.arrival_ns - s.stamp_ns) // MS for s in late] == [20] * 5 + [270] * 5
+    jittered = with_fault("jitter=1s@0")
+    assert [s.arrival_ns for s in jittered] == sorted(s.arrival_ns for s in jittered)  # as they arrive
+    assert sorted(map(whole, jittered)) == list(range(10)) != list(map(whole, jittered))
+    assert all(20 <= (s.arrival_ns - s.stamp_ns) / MS <= 1020 for s in jittered)
+
+
+@pytest.mark.parametrize("kind", ["skew", "jump"])
+def test_a_clock_that_is_off_changes_stamps_alone(kind):
+    got = with_fault(f"{kind}=-5s@0.5-0.8")
+    assert [(s.arrival_ns - s.stamp_ns) // MS for s in got] == [20] * 5 + [5020] * 3 + [20] * 2
+
+
+def test_reorder_and_duplicate():
+    assert [whole(s) for s in with_fault("reorder@0.2-0.6")] == [0, 1, 3, 2, 5, 4, 6, 7, 8, 9]
+    assert [whole(s) for s in with_fault("duplicate@0.8")] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9]
+
+
+def test_nan():
+    assert np.isnan(with_fault("nan@0", "imu")[0].data).all()
+    assert np.isnan(with_fault("nan@0", "scan")[0].data.ranges).all()
+
+
+@pytest.mark.parametrize("stream", ["camera", "scan", "imu", "audio"])
+def test_noise_keeps_the_form(stream):
+    for was, is_ in zip(samples(stream), with_fault("noise=2@0", stream)):
+        was, is_ = (s.data[0] if isinstance(s.data, tuple) else s.data for s in (was, is_))
+        assert (was.shape, was.dtype) == (is_.shape, is_.dtype) and (was != is_).mean() > 0.4
+
+
+@pytest.mark.parametrize("stream", ["camera", "scan", "imu", "audio"])
+def test_truncated_data_have_not_the_form_of_their_kind(stream):
+    assert not any(is_truncated(KINDS[stream], s.data) for s in samples(stream))
+    assert all(is_truncated(KINDS[stream], s.data) for s in with_fault("truncate@0", stream))
+
+
+def test_the_same_seed_gives_the_same_faults():
+    def stamps(seed: int) -> list[int]:
+        faults = Faults(parse_faults("camera:drop=0.5@0 camera:jitter=1s@0"), KINDS, seed)
+        return [s.arrival_ns for s in in_order(samples(n=50), faults)]
+
+    assert stamps(1) == stamps(1) != stamps(2)
+
+
+def output(t_ms: float, notes: tuple[str, ...] = (), acts: bool = True, camera: bool = True) -> Output:
+    action = Action(("linear_x",), np.zeros((1, 1), np.float32), 0.1) if acts else None
+    return Output(T0 + round(t_ms * MS), {}, {"camera": camera, "imu": True}, {}, (), notes, action)
+
+
+def test_a_fault_that_was_noticed_and_driven_through():
+    watch = FaultWatch([parse_fault("camera:die@1")], T0)
+    watch.see(output(900))
+    watch.see(output(1200))
+    watch.see(output(1310, ("camera dead: silent for 0.3 s",), camera=False))
+    watch.see(output(1400, ("camera dead: silent for 0.4 s",), camera=False))
+    assert str(watch.findings[0]) == (
+        "camera:die@1: detected after 310 ms (camera dead: silent for 0.3 s); drove on without it"
+    )
+    assert watch.false_alarms == []
+
+
+def test_a_fault_that_stopped_the_robot_unnoticed():
+    watch = FaultWatch([parse_fault("imu:noise@1")], T0)
+    watch.see(output(1500, acts=False))
+    assert str(watch.findings[0]) == "imu:noise=1@1: not detected; stopped after 500 ms"
+
+
+def test_what_is_said_of_a_stream_without_a_fault_is_a_false_alarm_once_as_long_as_it_lasts():
+    watch = FaultWatch([parse_fault("camera:die@1-2")], T0)
+    watch.see(output(100, ("imu never seen",)))  # the truth, as long as nothing has come
+    for t_ms in (200, 300):
+        watch.see(output(t_ms, (f"imu stale {t_ms} ms > 100 ms",)))
+    watch.see(output(400))
+    watch.see(output(500, ("imu stale 150 ms > 100 ms",)))
+    watch.see(output(4000, ("camera clock is off by 1.000 s; its stamps are corrected",)))  # still the fault's
+    watch.see(output(6000, ("camera clock is off by 1.000 s; its stamps are corrected",)))
+    assert watch.false_alarms == [
+        "imu stale 200 ms > 100 ms",
+        "imu stale 150 ms > 100 ms",
+        "camera clock is off by 1.000 s; its stamps are corrected",
+    ]
