@@ -11,7 +11,7 @@ late, duplicate or from the future are counted and never move a stream backwards
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from mm_edge.types import NS, Audio, Sample, Scan, StreamSpec
 
-RECENT = 10  # samples by which the time of a stream is judged
+RECENT = 6  # samples by which the time of a stream is judged
 
 
 class View(NamedTuple):
@@ -73,8 +73,8 @@ class Aligner:
         self._tick_period_s = tick_period_s
         self._max_gap_ns = round(max_gap_ms * 1e6)
         tolerance_ns = round(future_tolerance_ms * 1e6)
-        self._streams = {
-            spec.name: _STREAMS.get(spec.kind, _Latest)(
+        self.streams: dict[str, Stream] = {
+            spec.name: _STREAMS.get(spec.kind, Stream)(
                 spec,
                 max(tick_period_s, 1 / spec.rate_hz if spec.rate_hz else 0.0),
                 self._max_gap_ns,
@@ -88,7 +88,7 @@ class Aligner:
 
     def push(self, sample: Sample) -> None:
         """Take a sample in; constant time, no lock. Raises KeyError for a stream without a spec."""
-        stream = self._streams[sample.stream]
+        stream = self.streams[sample.stream]
         if len(stream.pending) == stream.pending.maxlen:
             stream.counts["overflow"] += 1
         stream.pending.append(sample)
@@ -101,9 +101,9 @@ class Aligner:
         self._restart = False
         dt_s = self._tick_period_s if last_ns is None or reset else (t_ns - last_ns) / NS
         if jumped_back:
-            for stream in self._streams.values():
+            for stream in self.streams.values():
                 stream.jump(t_ns)
-        return Window(t_ns, dt_s, reset, {name: stream.view(t_ns, reset) for name, stream in self._streams.items()})
+        return Window(t_ns, dt_s, reset, {name: stream.view(t_ns, reset) for name, stream in self.streams.items()})
 
     def restart(self) -> None:
         """The model has lost its state: the next window is a reset, and gives all that is present again."""
@@ -112,27 +112,7 @@ class Aligner:
     def counts(self, stream: str) -> Counter[str]:
         """How many samples of `stream` were `admitted`, `late`, `duplicate`, `future`, lost to `overflow` or
         `reanchored`; for audio also `gap` and `overlap`."""
-        return self._streams[stream].counts
-
-    def refusal(self, stream: str) -> str:
-        """Why the last sample that was not admitted was not; empty if all were."""
-        return self._streams[stream].refusal
-
-    def offset_ns(self, stream: str) -> int:
-        """What is subtracted from the stream's stamps since its clock was found to be off; 0 if it never was."""
-        return self._streams[stream].offset_ns
-
-    def recent(self, stream: str) -> Sequence[tuple[int, int]]:
-        """Stamp and arrival of the last RECENT samples that were admitted, in ns."""
-        return self._streams[stream].recent
-
-    def rate_hz(self, stream: str) -> float:
-        """How many samples a second are expected, of audio by the length of its newest chunk; 0 if any number is."""
-        return self._streams[stream].rate_hz
-
-    def drift_ppm(self, stream: str) -> float:
-        """How much faster the stream's clock runs than the robot's; 0 until that is certain, see `ClockDrift`."""
-        return self._streams[stream].drift.ppm
+        return self.streams[stream].counts
 
 
 class TickRule:
@@ -202,8 +182,17 @@ class ClockDrift:
         self.behind_ns -= round(self.ppm * 1e-6 * self.BLOCK_NS)
 
 
-class _Latest:
-    """A stream of which the newest sample counts."""
+class Stream:
+    """A stream of which the newest sample counts.
+
+    Attributes:
+        counts: see `Aligner.counts`. misplaced: how many were late, duplicate or from the future.
+        refusal: why the last of these was refused; empty if none was.
+        recent: stamp and arrival, in ns, of the last RECENT samples that were admitted.
+        offset_ns: what is subtracted from its stamps since its clock was found to be off; 0 if it never was.
+        drift: of its clock.
+        rate_hz: how many samples a second are expected, of audio by the length of its newest chunk; 0 if any number is.
+    """
 
     def __init__(self, spec: StreamSpec, period_s: float, max_gap_ns: int, tolerance_ns: int, reanchor_after: int):
         self.spec = spec
@@ -214,7 +203,7 @@ class _Latest:
         # Room for what arrives between two windows even when ticks stand still for a second; beyond it the oldest go.
         self.pending: deque[Sample] = deque(maxlen=max(16, int(spec.rate_hz * (1.0 + spec.window_ms / 1e3) * 2)))
         self.counts: Counter[str] = Counter()
-        self.offset_ns = 0
+        self.offset_ns = self.misplaced = 0
         self.refusal = ""
         self._not_yet: list[Sample] = []  # drained, but arrived after the last window
         self._anew = False  # its clock was set: nothing that was remembered goes on
@@ -299,6 +288,7 @@ class _Latest:
         """Count it. A sensor's clock that is wrong, but steadily so, is believed after a while: otherwise one wrong
         clock would silence the stream for good. Samples that are merely late say nothing about a clock."""
         self.counts[why] += 1
+        self.misplaced += 1
         skew_ns = self._stamp_ns(sample) - self.offset_ns - sample.arrival_ns
         self.refusal = f"{why}: stamp {skew_ns / 1e6:+.0f} ms from its arrival" + (
             f", allowed {self.tolerance_ns / 1e6:+.0f} ms" if why == "future" else ", not newer than the one before"
@@ -330,7 +320,7 @@ class _Latest:
         return self.data, None
 
 
-class _Rows(_Latest):
+class _Rows(Stream):
     """imu: the last rows, newest last, right-aligned in a fixed shape."""
 
     def clear(self) -> None:
@@ -355,7 +345,7 @@ class _Rows(_Latest):
         return data, valid
 
 
-class _Sound(_Latest):
+class _Sound(Stream):
     """audio: the last samples, newest last. Chunks that never came leave silence marked invalid."""
 
     def clear(self) -> None:
@@ -430,4 +420,4 @@ def _same(a: Any, b: Any) -> bool:
 _arrival = itemgetter(2)  # of a Sample: arrival_ns
 
 
-_STREAMS: dict[str, type[_Latest]] = {"imu": _Rows, "audio": _Sound}
+_STREAMS: dict[str, type[Stream]] = {"imu": _Rows, "audio": _Sound}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mm_edge.align import RECENT, Aligner, View
+from mm_edge.align import RECENT, Stream, View
 from mm_edge.errors import SampleError
 from mm_edge.types import NS, Output, StreamSpec
 
 RATE_WITHIN = 2.0  # factor between the rate of the last RECENT samples and the one the model was made for
 MANY, MANY_WITHIN = 100, 4 / 3  # the same over many samples, by which a steady loss is told from a few
 RATE_OVER = 10  # sample periods, for the rate that is reported
-MISPLACED = ("future", "late", "duplicate")  # counts of the aligner
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,17 @@ def absence(spec: StreamSpec, view: View) -> str | None:
 class StreamMonitor:
     """Watches one stream of an aligner: what was refused and why, whether its samples come when they should."""
 
-    def __init__(self, spec: StreamSpec, aligner: Aligner):
-        self.spec, self._aligner = spec, aligner
+    def __init__(self, spec: StreamSpec, stream: Stream):
+        self.spec, self._stream = spec, stream
+        self._max_latency_ns = round(spec.max_latency_ms * 1e6) or math.inf
+        self._max_jitter_ns = round(spec.max_jitter_ms * 1e6) or math.inf
         self._refused = self._refused_reported = self._refused_told = 0
         self._misplaced_reported = self._misplaced_told = 0
         self._last_refusal = ""
         self._timing: tuple[str, ...] = ()  # what is wrong with its time
-        self._hundred: tuple[int, int] | None = None  # samples admitted and their newest stamp, a while ago
-        self._lossy = ""
+        self._judge_at = 0  # samples admitted
+        self._many: tuple[int, int] | None = None  # samples admitted and their newest stamp, a while ago
+        self._lossy: tuple[str, ...] = ()
         self._since: tuple[int, int] | None = None  # time and samples admitted when the rate was last reported
         self._rate_hz: float | None = None
 
@@ -83,86 +85,83 @@ class StreamMonitor:
         self._refused += 1
         self._last_refusal = str(error)
 
-    def look(self, view: View) -> list[str]:
+    def look(self, view: View) -> tuple[str, ...]:
         """What is wrong with the stream besides its absence, at this tick; refusals since the last."""
-        name = self.spec.name
-        if view.fresh and not self.spec.latched:
-            self._timing = self._judge(view)
+        if view.fresh:
+            if self._stream.counts["admitted"] >= self._judge_at and not self.spec.latched:
+                self._timing = self._judge(view)
         elif not view.present:
             self._timing = ()
-        found = list(self._timing)
+        if self._refused == self._refused_told and self._stream.misplaced == self._misplaced_told:
+            return self._timing
+        told = list[str]()
         if self._refused > self._refused_told:
-            self._refused_told = self._refused
-            found.append(f"{name} refused: {self._last_refusal}")
-        if (misplaced := self._misplaced()) > self._misplaced_told:
-            self._misplaced_told = misplaced
-            found.append(f"{name} out of time: {self._aligner.refusal(name)}")
-        return found
+            told.append(f"{self.spec.name} refused: {self._last_refusal}")
+        if self._stream.misplaced > self._misplaced_told:
+            told.append(f"{self.spec.name} out of time: {self._stream.refusal}")
+        self._refused_told, self._misplaced_told = self._refused, self._stream.misplaced
+        return (*self._timing, *told)
 
     def report(self, now_ns: int, view: View) -> StreamHealth:
         """How the stream fares at `now_ns`, seen like this."""
-        name = self.spec.name
-        counts = dict(self._aligner.counts(name))
+        counts = dict(self._stream.counts)
         self._measure(now_ns, counts.get("admitted", 0))
         reasons = [absence(self.spec, view), *self._timing]
         if new := self._refused - self._refused_reported:
             reasons.append(f"{new} refused: {self._last_refusal}")
             self._refused_reported += new
-        if new := (misplaced := self._misplaced()) - self._misplaced_reported:
-            reasons.append(f"{new} out of time, the last {self._aligner.refusal(name)}")
-            self._misplaced_reported = misplaced
+        if new := self._stream.misplaced - self._misplaced_reported:
+            reasons.append(f"{new} out of time, the last {self._stream.refusal}")
+            self._misplaced_reported += new
         found = tuple(reason for reason in reasons if reason)
         counted = {**counts, "refused": self._refused}
-        return StreamHealth(name, self.spec.required, found, view.age_s, self._rate_hz, counted)
+        return StreamHealth(self.spec.name, self.spec.required, found, view.age_s, self._rate_hz, counted)
 
     def _judge(self, view: View) -> tuple[str, ...]:
-        """What is wrong with the stream's time, by its last samples."""
-        spec, aligner, found = self.spec, self._aligner, list[str]()
-        recent, expected_hz = aligner.recent(spec.name), aligner.rate_hz(spec.name)
+        """What is wrong with the stream's time, by its last samples; anew after so many that none is passed over."""
+        stream, name, found = self._stream, self.spec.name, self._lossy
+        admitted, recent = stream.counts["admitted"], stream.recent
+        self._judge_at = admitted + RECENT - 1
         if len(recent) == RECENT:
-            if expected_hz:
-                found += self._wrong_rate(view, recent, expected_hz)
-            latencies_ms = [(arrival_ns - stamp_ns) / 1e6 for stamp_ns, arrival_ns in recent]
-            least_ms, most_ms = min(latencies_ms), max(latencies_ms)
-            if spec.max_latency_ms and least_ms > spec.max_latency_ms:
-                found.append(
-                    f"{spec.name} skewed: arrives {least_ms:.0f} ms or more after its stamp, allowed are "
-                    f"{spec.max_latency_ms:.0f} ms: its link is slow, or its clock is behind"
+            latencies_ns = [arrival_ns - stamp_ns for stamp_ns, arrival_ns in recent]
+            least_ns, most_ns = min(latencies_ns), max(latencies_ns)
+            if stream.rate_hz:
+                found = self._wrong_rate(admitted, view.stamp_ns)
+            if least_ns > self._max_latency_ns:
+                found += (
+                    f"{name} skewed: arrives {least_ns / 1e6:.0f} ms or more after its stamp, allowed are "
+                    f"{self.spec.max_latency_ms:.0f} ms: its link is slow, or its clock is behind",
                 )
-            if spec.max_jitter_ms and most_ms - least_ms > spec.max_jitter_ms:
-                found.append(
-                    f"{spec.name} jitters: arrives {least_ms:.0f} to {most_ms:.0f} ms after its stamp, allowed is a "
-                    f"spread of {spec.max_jitter_ms:.0f} ms"
+            if most_ns - least_ns > self._max_jitter_ns:
+                found += (
+                    f"{name} jitters: arrives {least_ns / 1e6:.0f} to {most_ns / 1e6:.0f} ms after its stamp, allowed "
+                    f"is a spread of {self.spec.max_jitter_ms:.0f} ms",
                 )
-        if offset_ns := aligner.offset_ns(spec.name):
-            found.append(f"{spec.name} clock is off by {offset_ns / NS:.3f} s; its stamps are corrected")
-        if ppm := aligner.drift_ppm(spec.name):
-            found.append(f"{spec.name} clock drifts by {ppm:+.0f} ppm")
-        return tuple(found)
+        if stream.offset_ns:
+            found += (f"{name} clock is off by {stream.offset_ns / NS:.3f} s; its stamps are corrected",)
+        if stream.drift.ppm:
+            found += (f"{name} clock drifts by {stream.drift.ppm:+.0f} ppm",)
+        return found
 
-    def _wrong_rate(self, view: View, recent: Sequence[tuple[int, int]], expected_hz: float) -> list[str]:
+    def _wrong_rate(self, admitted: int, stamp_ns: int) -> tuple[str, ...]:
         """A rate that is far off shows within few samples; one that is off by a steady loss takes many."""
-        rate_hz = (len(recent) - 1) * NS / (recent[-1][0] - recent[0][0])
+        expected_hz, recent = self._stream.rate_hz, self._stream.recent
+        rate_hz = (RECENT - 1) * NS / (recent[-1][0] - recent[0][0])
         if not expected_hz / RATE_WITHIN <= rate_hz <= expected_hz * RATE_WITHIN:
-            self._hundred = None
-            self._lossy = self._off(rate_hz, expected_hz)
-            return [self._lossy]
-        admitted = self._aligner.counts(self.spec.name)["admitted"]
-        if self._hundred is None or not 0 <= admitted - self._hundred[0] < 2 * MANY:
-            self._hundred, self._lossy = (admitted, view.stamp_ns), ""
-        elif (n := admitted - self._hundred[0]) >= MANY:
-            rate_hz = n * NS / (view.stamp_ns - self._hundred[1])
+            self._many, self._lossy = None, ()
+            return (self._off(rate_hz),)
+        if self._many is None or not 0 <= admitted - self._many[0] < 2 * MANY:
+            self._many, self._lossy = (admitted, stamp_ns), ()
+        elif (n := admitted - self._many[0]) >= MANY:
+            rate_hz = n * NS / (stamp_ns - self._many[1])
             within = expected_hz / MANY_WITHIN <= rate_hz <= expected_hz * MANY_WITHIN
-            self._hundred, self._lossy = (admitted, view.stamp_ns), "" if within else self._off(rate_hz, expected_hz)
-        return [self._lossy] if self._lossy else []
+            self._many, self._lossy = (admitted, stamp_ns), () if within else (self._off(rate_hz),)
+        return self._lossy
 
-    def _off(self, rate_hz: float, expected_hz: float) -> str:
+    def _off(self, rate_hz: float) -> str:
+        expected_hz = self._stream.rate_hz
         what = "slow" if rate_hz < expected_hz else "fast"
         return f"{self.spec.name} too {what}: {rate_hz:.1f} Hz, expected {expected_hz:g} Hz"
-
-    def _misplaced(self) -> int:
-        counts = self._aligner.counts(self.spec.name)
-        return sum(counts[what] for what in MISPLACED)
 
     def _measure(self, now_ns: int, admitted: int) -> None:
         if self.spec.latched or not self.spec.rate_hz:

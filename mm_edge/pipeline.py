@@ -74,7 +74,7 @@ class Pipeline:
         tick = self.bundle.tick
         self._aligner = Aligner(self.bundle.streams, tick.period_ms / 1e3, self.bundle.max_gap_ms)
         self._rule = TickRule(tick.anchor, tick.max_period_ms)
-        self._monitors = {name: StreamMonitor(spec, self._aligner) for name, spec in self.specs.items()}
+        self._monitors = {name: StreamMonitor(spec, self._aligner.streams[name]) for name, spec in self.specs.items()}
         self.model.reset()
         self._previous = [0.0] * len(self._limits.names)  # the last action
         self._last: Output | None = None

@@ -44,7 +44,8 @@ class Watched:
 
     def __init__(self, spec: StreamSpec = CAMERA):
         self.aligner = Aligner([spec], 0.05)
-        self.monitor = StreamMonitor(spec, self.aligner)
+        self.stream = self.aligner.streams["camera"]
+        self.monitor = StreamMonitor(spec, self.stream)
         self.now_ns, self._pixels = 10**15, count()
 
     def sample(self, latency_ms: float = 20, period_ms: float = 50, data: np.ndarray | None = None) -> list[str]:
@@ -54,7 +55,7 @@ class Watched:
         arrival_ns = self.now_ns + round(latency_ms * MS)
         self.aligner.push(Sample("camera", self.now_ns, arrival_ns, pixels))
         self.view = self.aligner.window(arrival_ns).views["camera"]
-        return self.monitor.look(self.view)
+        return list(self.monitor.look(self.view))
 
     def samples(self, n: int, **how: float) -> list[list[str]]:
         return [self.sample(**how) for _ in range(n)]
@@ -131,15 +132,15 @@ def test_a_clock_that_drifts_is_told_within_a_minute(ppm):
     camera, random = Watched(), np.random.default_rng(0)
     said = [camera.sample(latency_ms=random.uniform(20, 50) - i * 0.05 * ppm * 1e-3) for i in range(60 * 20)]
     assert not any(said[: 40 * 20])  # it needs most of a minute to be certain
-    assert said[-1] == [f"camera clock drifts by {camera.aligner.drift_ppm('camera'):+.0f} ppm"]
-    assert camera.aligner.drift_ppm("camera") == pytest.approx(ppm, abs=30)
+    assert said[-1] == [f"camera clock drifts by {camera.stream.drift.ppm:+.0f} ppm"]
+    assert camera.stream.drift.ppm == pytest.approx(ppm, abs=30)
 
 
 def test_a_link_that_becomes_slower_at_once_is_no_drift():
     camera, random = Watched(), np.random.default_rng(0)
     for i in range(200 * 20):
         camera.sample(latency_ms=random.uniform(20, 50) + 40 * (i > 60 * 20))
-        assert camera.aligner.drift_ppm("camera") == 0
+        assert camera.stream.drift.ppm == 0
 
 
 def test_a_clock_that_is_off_is_named():
