@@ -33,9 +33,10 @@ import numpy as np
 from mm_edge.errors import EdgeError
 from mm_edge.types import NS, Audio, Output, Sample, Scan
 
-_SHARES, _TIMES, _PLAIN = ("drop",), ("delay", "jitter", "skew", "jump"), ("die", "freeze", "reorder", "duplicate")
-_ON_DATA = ("nan", "noise", "truncate")
-KINDS = (*_PLAIN, *_SHARES, *_TIMES, *_ON_DATA)
+KINDS = {  # kind -> what its value is
+    "die": "", "drop": "share", "freeze": "", "delay": "time", "jitter": "time", "skew": "time", "jump": "time",
+    "reorder": "", "duplicate": "", "nan": "", "noise": "factor", "truncate": "",
+}  # fmt: skip
 _NOISE = {"image": 64.0, "audio": 3000.0, "imu": 3.0, "points": 1.0, "vector": 1.0}  # at noise=1; a scan: a metre
 
 
@@ -50,33 +51,30 @@ class Fault:
     end_s: float
 
     def __str__(self) -> str:
-        value = f"={self.value * 1e3:g}ms" if self.kind in _TIMES else f"={self.value:g}" if self.value else ""
+        unit, what = (1e3, "ms") if KINDS[self.kind] == "time" else (1.0, "")
+        value = f"={self.value * unit:g}{what}" if KINDS[self.kind] else ""
         until = f"-{self.end_s:g}" if self.end_s != float("inf") else ""
         return f"{self.stream}:{self.kind}{value}@{self.start_s:g}{until}"
 
 
 def parse_fault(text: str) -> Fault:
     """Raises EdgeError."""
-    number = r"[-+]?\d+(?:\.\d+)?"
-    match = re.fullmatch(rf"(\w+):(\w+)(?:=({number})(ms|s|))?@(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?", text)
+    number = r"\d+(?:\.\d+)?"
+    match = re.fullmatch(rf"(\w+):(\w+)(?:=([-+]?{number})(ms|s|))?@({number})(?:-({number}))?", text)
     if match is None:
         raise EdgeError(f"{text}: expected STREAM:KIND[=VALUE]@START[-END], as in camera:freeze@2-5")
-    stream, kind, number_, unit, start, end = match.groups()
-    value = float(number_ or 0.0) * (1e-3 if unit == "ms" else 1.0)
+    stream, kind, number, unit, start, end = match.groups()
     if kind not in KINDS:
         raise EdgeError(f"{text}: expected a kind of {', '.join(KINDS)}, got {kind}")
-    if kind in _TIMES and (not number_ or not unit):
-        raise EdgeError(f"{text}: expected a time, as in {kind}=200ms")
-    if kind in ("delay", "jitter") and value < 0:
-        raise EdgeError(f"{text}: expected a {kind} of 0 or more, got {number_}{unit}")
-    if kind == "drop" and not 0 <= value <= 1:
-        raise EdgeError(f"{text}: expected a share between 0 and 1, got {number_}")
-    if unit and kind not in _TIMES:
-        raise EdgeError(f"{text}: {kind} is no time, got the unit {unit}")
-    if number_ and kind not in (*_TIMES, *_SHARES, "noise"):
-        raise EdgeError(f"{text}: {kind} takes no value, got {number_}")
-    if kind == "noise":
-        value = value or 1.0
+    value = float(number or (KINDS[kind] == "factor")) * (1e-3 if unit == "ms" else 1.0)
+    what, right = {
+        "": ("no value", not number),
+        "share": ("a share between 0 and 1, as in 0.3", number and not unit and 0 <= value <= 1),
+        "time": ("a time, as in 200ms", number and unit and (value >= 0 or kind in ("skew", "jump"))),
+        "factor": ("a number above 0", not unit and value > 0),
+    }[KINDS[kind]]
+    if not right:
+        raise EdgeError(f"{text}: {kind} takes {what}, got {f'{number}{unit}' if number else 'none'}")
     start_s, end_s = float(start), float(end) if end else float("inf")
     if end_s <= start_s:
         raise EdgeError(f"{text}: expected an END after START")
@@ -163,20 +161,18 @@ class Faults:
                 yield first._replace(arrival_ns=sample.arrival_ns)
         elif kind == "duplicate":
             yield from (sample, sample)
-        elif kind in _ON_DATA:
-            yield sample._replace(data=getattr(self, f"_{kind}")(sample, fault.value))
-        else:
+        elif kind == "nan":
+            yield sample._replace(data=_nan(sample.data))
+        elif kind == "noise":
+            yield sample._replace(data=self._noise(sample, fault.value))
+        elif kind == "truncate":
+            yield sample._replace(data=_truncate(sample.data))
+        else:  # one that did not drop
             yield sample
 
     def _freeze(self, fault: Fault, data: Any) -> Any:
         stuck = self._frozen.setdefault(fault, data)
         return data._replace(samples=stuck.samples) if isinstance(data, Audio) else stuck  # its numbers go on
-
-    def _nan(self, sample: Sample, _: float) -> Any:
-        data = sample.data
-        if isinstance(data, Scan):
-            return data._replace(ranges=np.full_like(data.ranges, np.nan))
-        return np.full_like(data, np.nan)
 
     def _noise(self, sample: Sample, factor: float) -> Any:
         data, kind = sample.data, self._kinds[sample.stream]
@@ -191,14 +187,20 @@ class Faults:
         noisy = noisy.astype(values.dtype)
         return data._replace(samples=noisy) if isinstance(data, Audio) else noisy
 
-    def _truncate(self, sample: Sample, _: float) -> Any:
-        data = sample.data
-        if isinstance(data, Scan):
-            return data._replace(ranges=data.ranges[:1])
-        if isinstance(data, Audio):
-            return data._replace(samples=data.samples.reshape(-1)[: data.samples.size // 2])
-        flat = data if isinstance(data, str) else data.reshape(-1)
-        return flat[: len(flat) // 2]
+
+def _nan(data: Any) -> Any:
+    if isinstance(data, Scan):
+        return data._replace(ranges=np.full_like(data.ranges, np.nan))
+    return np.full_like(data, np.nan)
+
+
+def _truncate(data: Any) -> Any:
+    if isinstance(data, Scan):
+        return data._replace(ranges=data.ranges[:1])
+    if isinstance(data, Audio):
+        return data._replace(samples=data.samples.reshape(-1)[: data.samples.size // 2])
+    flat = data if isinstance(data, str) else data.reshape(-1)
+    return flat[: len(flat) // 2]
 
 
 def is_truncated(kind: str, data: Any) -> bool:

@@ -5,6 +5,7 @@
     python -m training.evaluate drive --all-masks --worlds 50   # every subset of them dead, each in the same worlds
     python -m training.evaluate drive --expert                  # what the demonstrator gets in the same worlds
     python -m training.evaluate drive --worlds 100 --fault camera:freeze@2   # what is noticed of a fault, and when
+    python -m training.evaluate drive --worlds 30 --all-faults  # the same for each kind and each sensor
 
 The exported bundle drives, through the same Pipeline as on a robot. The same seed gives the same worlds.
 """
@@ -12,6 +13,7 @@ The exported bundle drives, through the same Pipeline as on a robot. The same se
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -32,13 +34,17 @@ from tqdm import tqdm
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError
-from mm_edge.faults import Fault, Faults, FaultWatch, Finding, add_fault_argument
+from mm_edge.faults import Fault, Faults, FaultWatch, Finding, add_fault_argument, parse_fault
 from mm_edge.pipeline import Pipeline
 from mm_edge.sim.episode import Episode, ExpertDriver, Outcome, PipelineDriver
 from mm_edge.sim.sensors import HEIGHT, KINDS, WIDTH
 from mm_edge.types import Output
 
 SENSORS = ("camera", "audio", "scan", "imu", "text")
+FAULTS = (
+    "die", "drop=0.3", "freeze", "delay=200ms", "jitter=50ms", "skew=300ms", "skew=-300ms", "jump=-5s", "reorder",
+    "duplicate", "nan", "noise", "truncate",
+)  # fmt: skip
 STOOD_MPS = 0.05
 SHOWN_PIXELS = 12  # a frame shows an object if at least so many of its pixels are it
 
@@ -66,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--all-masks", action="store_true", help="the table of scores with each sensor dead")
     add_fault_argument(parser)
+    parser.add_argument(
+        "--all-faults", action="store_true", help="the table of each kind of fault in each sensor, at 2 s"
+    )
     parser.add_argument("--expert", action="store_true", help="let the demonstrator drive")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -86,16 +95,24 @@ def main(argv: list[str] | None = None) -> int:
                 scores["masks"][name] = evaluate(
                     args.bundle, args.worlds, args.seed, frozenset(dead), faults, args.workers
                 )
+        elif args.all_faults:
+            scores = {"worlds": args.worlds, "seed": args.seed, "faults": {}}
+            for fault in all_faults():
+                scores["faults"][str(fault)] = evaluate(
+                    args.bundle, args.worlds, args.seed, frozenset(), (fault,), args.workers
+                )
+                print(_fault_line(str(fault), scores["faults"][str(fault)]), flush=True)
         else:
             bundle = None if args.expert else args.bundle
             scores = evaluate(bundle, args.worlds, args.seed, frozenset(args.without), faults, args.workers)
     except EdgeError as error:
         print(error, file=sys.stderr)
         return 1
-    for name, row in scores.get(
-        "masks", {"expert" if args.expert else "+".join(args.without) or "none": scores}
-    ).items():
+    one = {} if args.all_faults else {"expert" if args.expert else "+".join(args.without) or "none": scores}
+    for name, row in scores.get("masks", one).items():
         print(f"dead: {name:23} {_line(row)}" if not args.expert else f"expert: {_line(row)}")
+        if args.faults:
+            print(_fault_line(" ".join(map(str, args.faults)), row))
         for text in row["false_alarm_texts"]:
             print(f"false alarm: {text}")
     if args.json:
@@ -113,6 +130,17 @@ def evaluate(
         bar = tqdm(pool.imap(_drive, jobs), "worlds", total=worlds, leave=False)
         results = list(bar)
     return summarise(results) | (summarise_faults(results) if faults else {})
+
+
+def all_faults() -> list[Fault]:
+    """Each kind in each sensor, two seconds after the begin, where it makes sense."""
+    faults = []
+    for sensor, kind in itertools.product(SENSORS[:-1], FAULTS):
+        fault = parse_fault(f"{sensor}:{kind}@2")
+        with contextlib.suppress(EdgeError):
+            Faults([fault], KINDS)
+            faults.append(fault)
+    return faults
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -177,6 +205,16 @@ def _line(row: dict[str, Any]) -> str:
         f"collisions {percent(row['collision_rate'])}, alarm obeyed {percent(row['alarm_obeyed'])} of {row['alarms']}, "
         f"attention on the named object {percent(row['attention_hit'])} of {row['attention_frames']} frames"
     )
+
+
+def _fault_line(name: str, row: dict[str, Any]) -> str:
+    took = row["detection_ms"]
+    detected = f"detected in {row['detected']} of {row['injected']}" + (
+        f" after {took['p50']:.0f} ms (at most {took['max']:.0f})" if took else ""
+    )
+    stops = f", {row['safe_stops']} stops" + (f" within {row['stop_m']['max']:.2f} m" if row["stop_m"] else "")
+    success, collisions = row["success"] or 0.0, row["collision_rate"] or 0.0
+    return f"{name:22} success {success:5.1%}, collisions {collisions:5.1%}, {detected}{stops}"
 
 
 _pipelines: dict[Path, Pipeline] = {}
