@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm_edge.types import NS, Audio, Sample, Scan, StreamSpec
+from mm_edge.types import NS, Audio, Sample, StreamSpec
 
 RECENT = 6  # samples by which the time of a stream is judged
 
@@ -146,7 +146,8 @@ class ClockDrift:
     BLOCKS blocks, that is the clock: a line through them must explain nearly all of it, which it does not for a link
     that has become slower at once.
 
-    Attributes: ppm, how much faster it runs, 0 until certain; behind_ns, how far stamps have fallen behind by it.
+    Attributes: ppm, how much faster it runs, 0 until certain; behind_ns, how far stamps have fallen behind by it; of
+    the block under way, least_ns and until_ns: only what is less, or later, need be seen.
     """
 
     BLOCK_NS, BLOCKS = 4 * NS, 12
@@ -155,18 +156,18 @@ class ClockDrift:
     def __init__(self) -> None:
         self.ppm, self.behind_ns = 0.0, 0
         self._least: deque[int] = deque(maxlen=self.BLOCKS)  # of each block
-        self._until_ns = self._least_now = 0
+        self.until_ns = self.least_ns = 0
 
     def see(self, now_ns: int, latency_ns: int) -> None:
         """`latency_ns`: from a sample's stamp, as its sensor gave it, to its arrival."""
-        if now_ns < self._until_ns:
-            self._least_now = min(self._least_now, latency_ns)
+        if now_ns < self.until_ns:
+            self.least_ns = min(self.least_ns, latency_ns)
             return
-        if self._until_ns:
-            self._least.append(self._least_now)
+        if self.until_ns:
+            self._least.append(self.least_ns)
             if len(self._least) == self.BLOCKS:
                 self._fit()
-        self._until_ns, self._least_now = now_ns + self.BLOCK_NS, latency_ns
+        self.until_ns, self.least_ns = now_ns + self.BLOCK_NS, latency_ns
 
     def _fit(self) -> None:
         least = np.array(self._least, float)
@@ -244,7 +245,9 @@ class Stream:
                 reset = dt_ns > self.max_gap_ns
                 dt_s = self.period_s if reset else dt_ns / NS
             self.stepped_ns, self._anew = self.newest_ns, False
-            self.drift.see(t_ns, self.arrival_ns - self.newest_ns + self.drift.behind_ns)
+            latency_ns = self.arrival_ns - self.newest_ns + self.drift.behind_ns
+            if latency_ns < self.drift.least_ns or t_ns >= self.drift.until_ns:
+                self.drift.see(t_ns, latency_ns)
         data, valid = self._window()
         silent_s = (t_ns - self.arrival_ns) / NS
         return View(data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset, frozen_s)
@@ -269,20 +272,18 @@ class Stream:
             self._admit(sample)
 
     def _admit(self, sample: Sample) -> None:
-        stamp_ns = self._stamp_ns(sample) - self.offset_ns
-        if stamp_ns - sample.arrival_ns > self.tolerance_ns:
-            self._refuse("future", sample)
-        elif self.newest_ns is not None and stamp_ns <= self.newest_ns and not self._fill_hole(sample):
-            self._refuse("duplicate" if stamp_ns == self.newest_ns else "late", sample)
-        else:
-            if self._skews_ns:
-                self._skews_ns.clear()
-            self.counts["admitted"] += 1
-            before_ns = self.newest_ns
+        stamp_ns, arrival_ns = self._stamp_ns(sample) - self.offset_ns, sample.arrival_ns
+        if stamp_ns - arrival_ns > self.tolerance_ns:
+            return self._refuse("future", sample)
+        if self.newest_ns is None or stamp_ns > self.newest_ns:
             self._take(stamp_ns, sample.data)
-            self.arrival_ns = sample.arrival_ns
-            if self.newest_ns != before_ns:  # it filled no hole
-                self.recent.append((stamp_ns, sample.arrival_ns))
+            self.recent.append((stamp_ns, arrival_ns))
+        elif not self._fill_hole(sample):
+            return self._refuse("duplicate" if stamp_ns == self.newest_ns else "late", sample)
+        if self._skews_ns:
+            self._skews_ns.clear()
+        self.counts["admitted"] += 1
+        self.arrival_ns = arrival_ns
 
     def _refuse(self, why: str, sample: Sample) -> None:
         """Count it. A sensor's clock that is wrong, but steadily so, is believed after a while: otherwise one wrong
@@ -373,8 +374,6 @@ class _Sound(Stream):
         return True
 
     def _take(self, stamp_ns: int, data: Audio) -> None:
-        if self.newest_ns is not None and stamp_ns <= self.newest_ns:
-            return  # it filled a hole
         gap = 0 if self._end is None else data.first_sample - self._end
         if gap:
             self.counts["gap" if gap > 0 else "overlap"] += 1
@@ -410,11 +409,13 @@ class _Sound(Stream):
 
 def _same(a: Any, b: Any) -> bool:
     """Bit for bit, also where it is NaN; and at little cost where it is not, as it nearly always is."""
-    if isinstance(a, (Scan, Audio)):
+    if isinstance(a, tuple):  # a Scan, an Audio
         a, b = a[0], b[0]
     if isinstance(a, str):
         return a == b
-    return a.shape == b.shape and a[0].tobytes() == b[0].tobytes() and a.tobytes() == b.tobytes()
+    if a.nbytes > 4096 and a[0].tobytes() != b[0].tobytes():
+        return False
+    return a.tobytes() == b.tobytes() and a.shape == b.shape
 
 
 _arrival = itemgetter(2)  # of a Sample: arrival_ns
