@@ -130,3 +130,45 @@ class CfC(nn.Module):
             h = torch.where(keep[:, t], after, h)
             out.append(h)
         return torch.stack(out, 1), h
+
+
+class BackboneCfC(nn.Module):
+    """A closed-form continuous-time cell behind a hidden layer, as ncps's `CfC` has it by default:
+
+        z = 1.7159 tanh(0.666 (w_in x + w_rec h + b_in)),   gates = w_gates z + b_gates,   then as `cfc_step`.
+
+    The input's share of the hidden layer is made for all time steps at once, and the four gates in one product.
+    """
+
+    def __init__(self, inputs: int, units: int, backbone_units: int, period_s: float):
+        super().__init__()
+        self.units, self.period_s = units, period_s
+        self.w_in = nn.Parameter(torch.empty(backbone_units, inputs))
+        self.w_rec = nn.Parameter(torch.empty(backbone_units, units))
+        self.b_in = nn.Parameter(torch.zeros(backbone_units))
+        self.w_gates = nn.Parameter(torch.empty(4 * units, backbone_units))  # f, g, time_a, time_b
+        self.b_gates = nn.Parameter(torch.zeros(4 * units))
+        for w in (self.w_in, self.w_rec, self.w_gates):
+            nn.init.xavier_uniform_(w)
+
+    def scan(self, x: Tensor, h: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, T, inputs), h (B, units), dt (B, T, 1) seconds, None for the nominal -> (B, T, units) and the last."""
+        w_rec, w_gates, b_gates = (0.666 * self.w_rec).T, 1.7159 * self.w_gates, self.b_gates
+        if dt is None:  # time_a + time_b as one gate
+            f_g, a, b = w_gates.split([2 * self.units, self.units, self.units])
+            w_gates = torch.cat([f_g, a + b])
+            bias = b_gates.split([2 * self.units, self.units, self.units])
+            b_gates = torch.cat([bias[0], bias[1] + bias[2]])
+        else:
+            dt = (dt / self.period_s).clamp(0.0, MAX_PERIODS).unbind(1)
+        w_gates, out = w_gates.T, []
+        for t, z in enumerate((0.666 * F.linear(x, self.w_in, self.b_in)).unbind(1)):
+            gates = torch.addmm(b_gates, torch.tanh(torch.addmm(z, h, w_rec)), w_gates)
+            f, g = torch.tanh(gates[:, : 2 * self.units]).chunk(2, -1)
+            s = gates[:, 2 * self.units :]
+            if dt is not None:
+                a, b = s.chunk(2, -1)
+                s = a * dt[t] + b
+            h = torch.lerp(f, g, torch.sigmoid(s))
+            out.append(h)
+        return torch.stack(out, 1), h

@@ -1,0 +1,188 @@
+"""Training speed of the spike encoder and the liquid cell, beside ncps and snntorch as their users write them.
+
+    python -m tests.benchmarks.cells [--device cpu|cuda] [--json]       # needs: pip install ncps snntorch
+
+One modality of the reference size: 512 features -> two LIF layers over 32 micro-steps, the rate of 128 neurons -> a CfC
+of 256 units with a backbone of 128 -> a layer. 32 time steps; forward and backward. Peers: `loop`, sample by sample as
+the usual guide does; `batched`, with all time steps through the spike encoder at once. All take turns, round by round;
+ratios are medians over the rounds, of CPU time on one thread, or of time on the GPU. That they are the same model is
+checked first: at most 1e-4 of the rates may differ (by one spike, where the order of a sum decides).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.cells import BackboneCfC
+from training.spikes import SpikeEncoder
+
+FEATURES, UNITS, LIQUID, BACKBONE, STEPS, TIME, OUT = 512, 128, 256, 128, 32, 32, 512
+
+
+class Peer(nn.Module):
+    """ncps and snntorch."""
+
+    def __init__(self, batched: bool):
+        super().__init__()
+        import snntorch
+        from ncps.torch import CfC
+        from snntorch import surrogate
+
+        self.fc1, self.fc2 = nn.Linear(FEATURES, 2 * UNITS), nn.Linear(2 * UNITS, UNITS)
+        gradient = surrogate.fast_sigmoid(slope=25)
+        self.lif1, self.lif2 = (snntorch.Leaky(beta=0.95, spike_grad=gradient) for _ in range(2))
+        self.cfc = CfC(UNITS, LIQUID)
+        self.out = nn.Sequential(nn.Linear(LIQUID + UNITS, OUT), nn.LayerNorm(OUT), nn.GELU())
+        self.batched = batched
+
+    def rate(self, x: Tensor) -> Tensor:
+        v1, v2, spikes = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+        for _ in range(STEPS):
+            s1, v1 = self.lif1(self.fc1(x), v1)
+            s2, v2 = self.lif2(self.fc2(s1), v2)
+            spikes.append(s2)
+        return torch.stack(spikes, 1).mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.batched:
+            rate = self.rate(x.flatten(0, 1)).view(*x.shape[:2], -1)
+            return self.out(torch.cat([self.cfc(rate)[0], rate], -1))
+        h, outs = None, []
+        for t in range(x.shape[1]):
+            rate = self.rate(x[:, t])
+            y, h = self.cfc(rate[:, None], h)
+            outs.append(self.out(torch.cat([y[:, 0], rate], -1)))
+        return torch.stack(outs, 1)
+
+
+class Ours(nn.Module):
+    def __init__(self, peer: Peer):
+        super().__init__()
+        self.spikes = SpikeEncoder(FEATURES, UNITS, STEPS)
+        self.spikes.fc1, self.spikes.fc2 = copy.deepcopy(peer.fc1), copy.deepcopy(peer.fc2)
+        self.cfc, self.out = cfc_of(peer.cfc), copy.deepcopy(peer.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = self.spikes(x.flatten(0, 1)).view(*x.shape[:2], -1)
+        h = rate.new_zeros(len(x), LIQUID)
+        return self.out(torch.cat([self.cfc.scan(rate, h, None)[0], rate], -1))
+
+
+def cfc_of(peer: Any) -> BackboneCfC:
+    """Ours with the weights of an ncps CfC."""
+    cell, trunk = peer.rnn_cell, peer.rnn_cell.backbone[0]
+    ours = BackboneCfC(peer.input_size, cell.hidden_size, trunk.out_features, 1.0)
+    gates = (cell.ff1, cell.ff2, cell.time_a, cell.time_b)
+    with torch.no_grad():
+        ours.w_in.copy_(trunk.weight[:, : peer.input_size])
+        ours.w_rec.copy_(trunk.weight[:, peer.input_size :])
+        ours.b_in.copy_(trunk.bias)
+        ours.w_gates.copy_(torch.cat([g.weight for g in gates]))
+        ours.b_gates.copy_(torch.cat([g.bias for g in gates]))
+    return ours
+
+
+def step(model: Callable[[Tensor], Tensor], parameters: list[nn.Parameter], x: Tensor) -> Callable[[], Any]:
+    """Forward and backward."""
+    return lambda: torch.autograd.grad(model(x).square().sum(), parameters)
+
+
+def interleaved_ms(forms: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(3):
+        for form in forms.values():
+            form()
+    for _ in tqdm(range(rounds), unit=" rounds", leave=False):
+        for name, form in forms.items():
+            times[name].append(_ms(form, device))
+    return times
+
+
+def _ms(form: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        start_s = time.process_time()
+        form()
+        return (time.process_time() - start_s) * 1e3
+    torch.cuda.synchronize()
+    start_s = time.perf_counter()
+    form()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start_s) * 1e3
+
+
+def ratio(times: dict[str, list[float]], name: str, ours: str = "ours") -> float:
+    return round(statistics.median(peer / own for peer, own in zip(times[name], times[ours])), 2)
+
+
+def measure(batch: int, rounds: int, device: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    batched = Peer(batched=True).to(device)
+    loop = copy.deepcopy(batched)
+    loop.batched = False
+    ours: Any = Ours(batched).to(device)
+    x = torch.randn(batch, TIME, FEATURES, device=device) * 2
+    with torch.no_grad():
+        flat = x.flatten(0, 1)
+        differ = (ours.spikes(flat) != batched.rate(flat)).float().mean().item()
+        assert differ <= 1e-4, f"not the same model: {differ} of the rates differ"
+        error = (ours(x) - batched(x)).abs().median().item()
+        assert error < 1e-5, f"not the same model: outputs differ by {error}"
+    parameters = list(ours.parameters())
+    forms = {
+        "loop": step(loop, list(loop.parameters()), x),
+        "batched": step(batched, list(batched.parameters()), x),
+        "ours": step(ours, parameters, x),
+    }
+    if device == "cuda":
+        graphed = torch.cuda.make_graphed_callables(copy.deepcopy(ours), (x,))  # it changes the module it is given
+        forms["graph"] = step(graphed, list(graphed.parameters()), x)
+    times = interleaved_ms(forms, rounds, device)
+    best = "graph" if "graph" in times else "ours"
+    return {
+        "vs_loop": ratio(times, "loop", best),
+        "vs_batched": ratio(times, "batched", best),
+        "ms": {name: round(statistics.median(values), 3) for name, values in times.items()},
+        "rates_that_differ": differ,
+    }
+
+
+def cfc_alone(rounds: int, device: str) -> float:
+    from ncps.torch import CfC
+
+    torch.manual_seed(0)
+    peer = CfC(UNITS, LIQUID).to(device)
+    ours, x = cfc_of(peer).to(device), torch.randn(16, TIME, UNITS, device=device)
+    h = x.new_zeros(16, LIQUID)
+    forms = {
+        "ncps": step(lambda x: peer(x)[0], list(peer.parameters()), x),
+        "ours": step(lambda x: ours.scan(x, h, None)[0], list(ours.parameters()), x),
+    }
+    return ratio(interleaved_ms(forms, rounds, device), "ncps")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    result = {f"b{batch}": measure(batch, args.rounds, args.device) for batch in (16, 64)}
+    result |= {"cfc_vs_ncps": cfc_alone(3 * args.rounds, args.device), "device": args.device}
+    if args.device == "cuda":
+        result["device"] = torch.cuda.get_device_name()
+    print(json.dumps(result) if args.json else "\n".join(f"{name:<14}{value}" for name, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

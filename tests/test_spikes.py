@@ -1,0 +1,80 @@
+"""The fused spike encoder and the liquid cell with a backbone, beside the plain way to write them."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+from torch import Tensor
+
+from training import spikes
+from training.cells import BackboneCfC
+from training.spikes import SpikeEncoder
+
+
+class Spike(torch.autograd.Function):
+    """snntorch's fast_sigmoid."""
+
+    @staticmethod
+    def forward(ctx, over: Tensor):
+        ctx.save_for_backward(over)
+        return (over > 0).to(over.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (over,) = ctx.saved_tensors
+        return grad / (25.0 * over.abs() + 1.0) ** 2
+
+
+def step_by_step(encoder: SpikeEncoder, x: Tensor) -> Tensor:
+    v1 = v2 = s1 = s2 = total = torch.zeros(())
+    for _ in range(encoder.steps):
+        v1 = encoder.beta * v1 + encoder.fc1(x) - s1.detach()
+        s1 = Spike.apply(v1 - 1.0)
+        v2 = encoder.beta * v2 + encoder.fc2(s1) - s2.detach()
+        s2 = Spike.apply(v2 - 1.0)
+        total = total + s2
+    return total / encoder.steps
+
+
+@pytest.fixture
+def encoder() -> SpikeEncoder:
+    torch.manual_seed(0)
+    return SpikeEncoder(64, 16, steps=8, compiled=False)
+
+
+def test_rates_are_those_of_the_loop_to_the_bit_and_gradients_to_rounding(encoder, monkeypatch):
+    monkeypatch.setitem(spikes.CHUNK, "cpu", 7)  # with a last chunk that is shorter
+    x = (2 * torch.randn(40, 64)).requires_grad_()
+    rate, want = encoder(x), step_by_step(encoder, x)
+    assert torch.equal(rate, want) and 0.01 < rate.mean() < 0.5
+    weight, inputs = torch.randn_like(rate), [x, *encoder.parameters()]
+    grads = torch.autograd.grad((rate * weight).sum(), inputs)
+    for grad, wanted in zip(grads, torch.autograd.grad((want * weight).sum(), inputs), strict=True):
+        assert (grad - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_a_current_below_the_threshold_never_fires_and_one_far_above_fires_at_each_step(encoder):
+    with torch.no_grad():
+        for layer in (encoder.fc1, encoder.fc2):
+            layer.weight.zero_()
+        encoder.fc2.bias.copy_(torch.linspace(0, 2, 16))  # v reaches I (1 - 0.95^8) / 0.05 = 6.7 I without firing
+    rate = encoder(torch.zeros(1, 64))[0]
+    assert rate[0] == 0 and rate[-1] == 1
+    assert torch.equal(rate, rate.sort().values)
+
+
+@pytest.mark.parametrize("dt_s", [None, 0.02, 0.3])
+def test_a_liquid_cell_with_a_backbone_is_its_equation(dt_s):
+    torch.manual_seed(0)
+    cell, x, h = BackboneCfC(5, 4, 6, period_s=0.1), torch.randn(2, 3, 5), torch.randn(2, 4)
+    dt = None if dt_s is None else torch.full((2, 3, 1), dt_s)
+    out, last = cell.scan(x, h, dt)
+    for t in range(3):
+        z = 1.7159 * torch.tanh(0.666 * (x[:, t] @ cell.w_in.T + h @ cell.w_rec.T + cell.b_in))
+        f, g, a, b = (z @ cell.w_gates.T + cell.b_gates).chunk(4, -1)
+        s = torch.sigmoid(a * (1.0 if dt_s is None else dt_s / 0.1) + b)
+        h = torch.tanh(f) * (1 - s) + torch.tanh(g) * s
+        torch.testing.assert_close(out[:, t], h)
+    assert torch.equal(last, out[:, -1]) and math.isfinite(last.sum())

@@ -1,0 +1,148 @@
+"""Two layers of spiking neurons over micro-steps of a constant input, fused: what a sample is worth in spikes.
+
+    rate = spike_rate(x, w1, b1, w2, b2, steps=32)      # fc1 -> LIF -> fc2 -> LIF, the mean of the last one's spikes
+
+The same maths as a loop of snntorch's `Leaky` (v = beta v + I - threshold * spike before it, reset by subtraction and
+detached, surrogate gradient 1 / (slope |v - threshold| + 1)^2), but
+
+- the first current is constant, so its product is made once and not `steps` times;
+- all steps of the second layer's currents are one product;
+- a layer's steps are one scan, which torch.compile makes one loop on a CPU and one kernel on a GPU;
+- only inputs and first currents are kept for the gradient, membranes are computed anew, chunk by chunk, so that what
+  is at work fits the cache. The reset being detached, the gradient is a linear scan backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHUNK = {"cpu": 128, "cuda": 4096}  # samples
+
+
+class SpikeEncoder(nn.Module):
+    """(N, inputs) -> the rates (N, units), multiples of 1 / steps, of the second of two layers; the first has twice as
+    many neurons."""
+
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        steps: int = 32,
+        beta: float = 0.95,
+        threshold: float = 1.0,
+        slope: float = 25.0,
+        compiled: bool = True,
+    ):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(inputs, 2 * units), nn.Linear(2 * units, units)
+        self.steps, self.beta, self.threshold, self.slope, self.compiled = steps, beta, threshold, slope, compiled
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        return spike_rate(x, *weights, self.steps, self.beta, self.threshold, self.slope, self.compiled)
+
+
+def spike_rate(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, steps: int, beta: float = 0.95, threshold: float = 1.0,
+    slope: float = 25.0, compiled: bool = True,
+) -> Tensor:  # fmt: skip
+    """x (N, inputs), w1 (hidden, inputs), w2 (units, hidden) -> (N, units)."""
+    return _SpikeRate.apply(x, w1, b1, w2, b2, (beta, threshold, steps), slope, compiled)
+
+
+class _SpikeRate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, lif: Any, slope: float, compiled: bool
+    ):
+        current = F.linear(x, w1, b1)
+        rate = x.new_empty(len(x), len(w2))
+        for part in _chunks(x):
+            spikes = _fused(held_spikes, compiled)(current[part], *lif)
+            rate[part] = _fused(mean_spikes, compiled)(F.linear(spikes, w2, b2), *lif)
+        ctx.save_for_backward(x, w1, w2, b2, current)
+        ctx.lif, ctx.slope, ctx.compiled = lif, slope, compiled
+        return rate
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        x, w1, w2, b2, current = ctx.saved_tensors
+        d_w2, d_b2, d_current = torch.zeros_like(w2), torch.zeros_like(b2), torch.empty_like(current)
+        for part in _chunks(x):
+            spikes = _fused(held_spikes, ctx.compiled)(current[part], *ctx.lif)
+            second = F.linear(spikes, w2, b2)
+            d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), second, *ctx.lif, ctx.slope)
+            flat = d_second.flatten(0, 1)
+            d_w2.addmm_(flat.T, spikes.flatten(0, 1))
+            d_b2 += flat.sum(0)
+            d_spikes = d_second @ w2
+            d_current[part] = _fused(held_spikes_grad, ctx.compiled)(d_spikes, current[part], *ctx.lif, ctx.slope)
+        d_x = d_current @ w1 if ctx.needs_input_grad[0] else None
+        return d_x, d_current.T @ x, d_current.sum(0), d_w2, d_b2, None, None, None
+
+
+def held_spikes(current: Tensor, beta: float, threshold: float, steps: int) -> Tensor:
+    """A current (N, units) held for all steps -> spikes (steps, N, units)."""
+    v = spikes = torch.zeros_like(current)
+    out = []
+    for _ in range(steps):
+        v = beta * v + current - spikes * threshold
+        spikes = (v > threshold).to(current.dtype)
+        out.append(spikes)
+    return torch.stack(out)
+
+
+def mean_spikes(currents: Tensor, beta: float, threshold: float, steps: int) -> Tensor:
+    """Currents (steps, N, units) -> the mean of their spikes (N, units)."""
+    v = spikes = total = torch.zeros_like(currents[0])
+    for k in range(steps):
+        v = beta * v + currents[k] - spikes * threshold
+        spikes = (v > threshold).to(currents.dtype)
+        total = total + spikes
+    return total / steps
+
+
+def held_spikes_grad(grad: Tensor, current: Tensor, beta: float, threshold: float, steps: int, slope: float) -> Tensor:
+    """Gradient by each spike (steps, N, units) -> by the held current (N, units)."""
+    v = spikes = torch.zeros_like(current)
+    membranes = []
+    for _ in range(steps):
+        v = beta * v + current - spikes * threshold
+        spikes = (v > threshold).to(current.dtype)
+        membranes.append(v)
+    d_v = total = torch.zeros_like(current)
+    for k in range(steps - 1, -1, -1):
+        d_v = d_v * beta + grad[k] / (slope * (membranes[k] - threshold).abs() + 1.0) ** 2
+        total = total + d_v
+    return total
+
+
+def mean_spikes_grad(grad: Tensor, currents: Tensor, beta: float, threshold: float, steps: int, slope: float) -> Tensor:
+    """Gradient by the mean (N, units) -> by each current (steps, N, units)."""
+    v = spikes = torch.zeros_like(currents[0])
+    membranes = []
+    for k in range(steps):
+        v = beta * v + currents[k] - spikes * threshold
+        spikes = (v > threshold).to(currents.dtype)
+        membranes.append(v)
+    each, d_v, out = grad / steps, torch.zeros_like(v), []
+    for k in range(steps - 1, -1, -1):
+        d_v = d_v * beta + each / (slope * (membranes[k] - threshold).abs() + 1.0) ** 2
+        out.append(d_v)
+    return torch.stack(out[::-1])
+
+
+@cache
+def _fused(scan: Callable[..., Tensor], compiled: bool) -> Callable[..., Tensor]:
+    return torch.compile(scan, dynamic=False) if compiled else scan
+
+
+def _chunks(x: Tensor) -> list[slice]:
+    n = CHUNK.get(x.device.type, CHUNK["cpu"])
+    return [slice(i, i + n) for i in range(0, len(x), n)]
