@@ -142,21 +142,24 @@ class TickRule:
 class ClockDrift:
     """Whether the clock behind a stream's stamps runs faster or slower than the robot's.
 
-    The least latency within each block of time is free of queues and jitter. Where it goes steadily up or down over
-    BLOCKS blocks, that is the clock: a line through them must explain nearly all of it, which it does not for a link
-    that has become slower at once.
+    The least latency within each block of time is free of queues and jitter; where it wanders, that is the clock. Where
+    it jumps by more than any clock drifts, that is the link, and does not count.
 
-    Attributes: ppm, how much faster it runs, 0 until certain; behind_ns, how far stamps have fallen behind by it; of
-    the block under way, least_ns and until_ns: only what is less, or later, need be seen.
+    Attributes: behind_ns, how far stamps have fallen behind since the first block; ppm, how much faster the clock runs,
+    0 until that is certain; of the block under way, least_ns and until_ns: only what is less, or later, need be seen.
     """
 
-    BLOCK_NS, BLOCKS = 4 * NS, 12
-    LEAST_PPM, EXPLAINED, STEADY_NS = 50.0, 0.95, 1_000_000
+    BLOCK_S, BLOCK_SAMPLES, BLOCKS = 4.0, 20, 11
+    MOST_PPM, MOST_NOISE_NS = 1000.0, 3_000_000
+    LEAST_PPM, EXPLAINED, AGREE = 100.0, 0.95, 3  # a line explains so much of so many blocks, so often in a row
 
-    def __init__(self) -> None:
+    def __init__(self, rate_hz: float):
         self.ppm, self.behind_ns = 0.0, 0
-        self._least: deque[int] = deque(maxlen=self.BLOCKS)  # of each block
         self.until_ns = self.least_ns = 0
+        self._block_ns = round(max(self.BLOCK_S, self.BLOCK_SAMPLES / rate_hz if rate_hz else 0.0) * NS)
+        self._blocks: deque[tuple[int, int]] = deque(maxlen=self.BLOCKS)  # when each ended, how far behind it was
+        self._last: tuple[int, int] | None = None  # when the last one ended, and its least latency
+        self._agree = 0
 
     def see(self, now_ns: int, latency_ns: int) -> None:
         """`latency_ns`: from a sample's stamp, as its sensor gave it, to its arrival."""
@@ -164,23 +167,30 @@ class ClockDrift:
             self.least_ns = min(self.least_ns, latency_ns)
             return
         if self.until_ns:
-            self._least.append(self.least_ns)
-            if len(self._least) == self.BLOCKS:
-                self._fit()
-        self.until_ns, self.least_ns = now_ns + self.BLOCK_NS, latency_ns
+            self._end_block(now_ns)
+        self.until_ns, self.least_ns = now_ns + self._block_ns, latency_ns
 
-    def _fit(self) -> None:
-        least = np.array(self._least, float)
-        block, off = np.arange(self.BLOCKS) - (self.BLOCKS - 1) / 2, least - least.mean()
-        slope = block @ off / (block @ block)  # ns a block
-        ppm = -slope / self.BLOCK_NS * 1e6
-        if abs(ppm) >= self.LEAST_PPM and slope**2 * (block @ block) >= self.EXPLAINED * (off @ off):
-            if not self.ppm:
-                self.behind_ns += round(slope * (self.BLOCKS - 2))  # until now it went unseen
-            self.ppm = ppm
-        elif off.std() < self.STEADY_NS:
-            self.ppm = 0.0
-        self.behind_ns -= round(self.ppm * 1e-6 * self.BLOCK_NS)
+    def _end_block(self, now_ns: int) -> None:
+        if self._last is not None:
+            step_ns = self.least_ns - self._last[1]
+            if abs(step_ns) <= self.MOST_PPM * 1e-6 * (now_ns - self._last[0]) + self.MOST_NOISE_NS:
+                self.behind_ns += step_ns
+            else:
+                self._blocks.clear()
+        self._last = now_ns, self.least_ns
+        self._blocks.append((now_ns, self.behind_ns))
+        certain = self._fit() if len(self._blocks) == self.BLOCKS else 0.0
+        self._agree = self._agree + 1 if certain else 0
+        self.ppm = certain if self._agree >= self.AGREE else 0.0
+
+    def _fit(self) -> float:
+        """In ppm; 0 if it is no line, or too flat a one."""
+        when, behind = np.array(self._blocks, float).T
+        when -= when.mean()
+        behind -= behind.mean()
+        slope = when @ behind / (when @ when)
+        explained = slope**2 * (when @ when) >= self.EXPLAINED * (behind @ behind)
+        return -slope * 1e6 if explained and abs(slope) * 1e6 >= self.LEAST_PPM else 0.0
 
 
 class Stream:
@@ -193,7 +203,10 @@ class Stream:
         offset_ns: what is subtracted from its stamps since its clock was found to be off; 0 if it never was.
         drift: of its clock.
         rate_hz: how many samples a second are expected, of audio by the length of its newest chunk; 0 if any number is.
+        undrifts: whether its stamps are corrected by the drift.
     """
+
+    undrifts = False
 
     def __init__(self, spec: StreamSpec, period_s: float, max_gap_ns: int, tolerance_ns: int, reanchor_after: int):
         self.spec = spec
@@ -208,12 +221,15 @@ class Stream:
         self.refusal = ""
         self._not_yet: list[Sample] = []  # drained, but arrived after the last window
         self._anew = False  # its clock was set: nothing that was remembered goes on
+        self.drift = ClockDrift(spec.rate_hz)
         self.clear()
 
     def clear(self) -> None:
         self._skews_ns: list[int] = []
+        self._right_again = 0  # samples in a row whose stamps need no offset any more
         self.recent: deque[tuple[int, int]] = deque(maxlen=RECENT)
-        self.drift = ClockDrift()
+        self.offset_ns -= self.drift.behind_ns if self.undrifts else 0
+        self.drift = ClockDrift(self.spec.rate_hz)
         self.newest_ns: int | None = None
         self.arrival_ns = 0  # of the newest
         self.stepped_ns: int | None = None
@@ -245,7 +261,7 @@ class Stream:
                 reset = dt_ns > self.max_gap_ns
                 dt_s = self.period_s if reset else dt_ns / NS
             self.stepped_ns, self._anew = self.newest_ns, False
-            latency_ns = self.arrival_ns - self.newest_ns + self.drift.behind_ns
+            latency_ns = self.arrival_ns - self.newest_ns + (self.drift.behind_ns if self.undrifts else 0)
             if latency_ns < self.drift.least_ns or t_ns >= self.drift.until_ns:
                 self.drift.see(t_ns, latency_ns)
         data, valid = self._window()
@@ -253,7 +269,7 @@ class Stream:
         return View(data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset, frozen_s)
 
     def _frozen_s(self) -> float:
-        """For how long the data that windows saw have been the same, if for longer than a living sensor's can be."""
+        """For how long the data that windows saw have been the same, if longer than a living sensor's can be."""
         newest_ns = self.newest_ns or 0
         if self._shown is None or (self.data is not self._shown and not _same(self.data, self._shown)):
             self._shown, self._changed_ns = self.data, newest_ns
@@ -272,25 +288,27 @@ class Stream:
             self._admit(sample)
 
     def _admit(self, sample: Sample) -> None:
-        stamp_ns, arrival_ns = self._stamp_ns(sample) - self.offset_ns, sample.arrival_ns
+        if self.offset_ns:
+            self._mend(sample)
+        stamp_ns, arrival_ns = self._stamp_ns(sample), sample.arrival_ns
         if stamp_ns - arrival_ns > self.tolerance_ns:
-            return self._refuse("future", sample)
+            return self._refuse("future", sample, stamp_ns - arrival_ns)
         if self.newest_ns is None or stamp_ns > self.newest_ns:
             self._take(stamp_ns, sample.data)
             self.recent.append((stamp_ns, arrival_ns))
         elif not self._fill_hole(sample):
-            return self._refuse("duplicate" if stamp_ns == self.newest_ns else "late", sample)
+            why = "duplicate" if stamp_ns == self.newest_ns else "late"
+            return self._refuse(why, sample, stamp_ns - arrival_ns)
         if self._skews_ns:
             self._skews_ns.clear()
         self.counts["admitted"] += 1
         self.arrival_ns = arrival_ns
 
-    def _refuse(self, why: str, sample: Sample) -> None:
+    def _refuse(self, why: str, sample: Sample, skew_ns: int) -> None:
         """Count it. A sensor's clock that is wrong, but steadily so, is believed after a while: otherwise one wrong
         clock would silence the stream for good. Samples that are merely late say nothing about a clock."""
         self.counts[why] += 1
         self.misplaced += 1
-        skew_ns = self._stamp_ns(sample) - self.offset_ns - sample.arrival_ns
         self.refusal = f"{why}: stamp {skew_ns / 1e6:+.0f} ms from its arrival" + (
             f", allowed {self.tolerance_ns / 1e6:+.0f} ms" if why == "future" else ", not newer than the one before"
         )
@@ -300,15 +318,25 @@ class Stream:
             self._skews_ns.clear()
         self._skews_ns.append(skew_ns)
         if len(self._skews_ns) >= self.reanchor_after:
-            self.offset_ns += max(self._skews_ns)
-            if abs(self.offset_ns) <= self.tolerance_ns:  # its clock is right again
-                self.offset_ns = 0
-            self.counts["reanchored"] += 1
-            self.clear()
-            self._anew = True
+            self._set_clock(self.offset_ns + max(self._skews_ns))
+
+    def _mend(self, sample: Sample) -> None:
+        """Its clock may be right again, or less wrong than the offset makes it."""
+        skew_ns = self._stamp_ns(sample) - sample.arrival_ns
+        right = abs(skew_ns + self.offset_ns) < min(abs(skew_ns), self.max_gap_ns)
+        self._right_again = self._right_again + 1 if right else 0
+        if self._right_again >= self.reanchor_after:
+            self._set_clock(0)
+
+    def _set_clock(self, offset_ns: int) -> None:
+        self.offset_ns = 0 if abs(offset_ns) <= self.tolerance_ns else offset_ns
+        self.counts["reanchored"] += 1
+        self.clear()
+        self._anew = True
 
     def _stamp_ns(self, sample: Sample) -> int:
-        return sample.stamp_ns
+        """By the robot's clock."""
+        return sample.stamp_ns - self.offset_ns
 
     def _fill_hole(self, sample: Sample) -> bool:
         """Put an old sample where it is missed; False if it is not."""
@@ -335,6 +363,13 @@ class _Rows(Stream):
         self._rows.append(data.tobytes())
         self._stamps_ns.append(stamp_ns)
 
+    def _frozen_s(self) -> float:
+        """Readings are few and coarse: only where all that the window holds are the same, that is no coincidence."""
+        if len(self._rows) < 2 or len(set(self._rows)) > 1:
+            return 0.0
+        same_ns = self._stamps_ns[-1] - self._stamps_ns[0]
+        return same_ns / NS if same_ns >= self.frozen_ns else 0.0
+
     def _window(self) -> tuple[np.ndarray, np.ndarray]:
         rows, stamps_ns, n = self._rows, self._stamps_ns, self.spec.shape[0]
         since_ns = self.newest_ns - self._window_ns  # type: ignore[operator]
@@ -349,6 +384,8 @@ class _Rows(Stream):
 class _Sound(Stream):
     """audio: the last samples, newest last. Chunks that never came leave silence marked invalid."""
 
+    undrifts = True  # a microphone's stamps often come from counting its samples
+
     def clear(self) -> None:
         super().clear()
         n = round(self.spec.window_ms * self.spec.sample_rate_hz / 1e3)
@@ -360,8 +397,14 @@ class _Sound(Stream):
 
     def _stamp_ns(self, sample: Sample) -> int:
         """The end of the chunk: a chunk is as new as its last sample. By the robot's clock, as far as a microphone's
-        own, which counts its samples, is known to run away from it."""
-        return sample.stamp_ns + len(sample.data.samples) * NS // sample.data.sample_rate_hz + self.drift.behind_ns
+        own, which counts its samples, is known to run away from it. A chunk that goes on where the last one ended is
+        newer, whatever small step such a correction makes."""
+        data = sample.data
+        length_ns = len(data.samples) * NS // data.sample_rate_hz
+        stamp_ns = sample.stamp_ns + length_ns + self.drift.behind_ns - self.offset_ns
+        newest_ns = self.newest_ns if data.first_sample == self._end else None
+        small_step = newest_ns is not None and newest_ns - length_ns < stamp_ns <= newest_ns
+        return newest_ns + 1 if small_step else stamp_ns  # type: ignore[operator]
 
     def _fill_hole(self, sample: Sample) -> bool:
         if self._end is None:
@@ -386,7 +429,10 @@ class _Sound(Stream):
             self._miss(gap)
         self._append(samples[-self._n :])
         self.newest_ns, self._end = stamp_ns, data.first_sample + len(data.samples)
-        self.data, self.rate_hz = data, data.sample_rate_hz / len(data.samples)
+        if len(samples) and self.rate_hz * len(data.samples) != data.sample_rate_hz:  # another length than before
+            self.rate_hz = data.sample_rate_hz / len(data.samples)
+            self.recent.clear()
+        self.data = data
 
     def _miss(self, n: int) -> None:
         self._append(np.zeros((n, self.spec.channels), np.int16))
@@ -408,14 +454,18 @@ class _Sound(Stream):
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Bit for bit, also where it is NaN; and at little cost where it is not, as it nearly always is."""
+    """Bit for bit, also where it is NaN; and at little cost where it is not, as it nearly always is. A scan that meets
+    nothing is as good as another."""
     if isinstance(a, tuple):  # a Scan, an Audio
         a, b = a[0], b[0]
     if isinstance(a, str):
         return a == b
-    if a.nbytes > 4096 and a[0].tobytes() != b[0].tobytes():
+    if a.shape != b.shape:
         return False
-    return a.tobytes() == b.tobytes() and a.shape == b.shape
+    if a.nbytes <= 4096:
+        return a.tobytes() == b.tobytes() and (a.dtype.kind != "f" or bool(np.isfinite(a).any()))
+    middle = len(a) // 2  # the rows at the top of many a picture are always the same
+    return all(a[i].tobytes() == b[i].tobytes() for i in (*range(middle, len(a)), *range(middle)))
 
 
 _arrival = itemgetter(2)  # of a Sample: arrival_ns

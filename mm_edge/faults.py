@@ -42,19 +42,17 @@ _NOISE = {"image": 64.0, "audio": 3000.0, "imu": 3.0, "points": 1.0, "vector": 1
 
 @dataclass(frozen=True)
 class Fault:
-    """`value`: seconds for delay, jitter, skew and jump, a share for drop, a factor for noise, else 0."""
+    """`value`: seconds for a time, a share, a factor, or 0. `text`: as it was given."""
 
     stream: str
     kind: str
     value: float
     start_s: float
     end_s: float
+    text: str
 
     def __str__(self) -> str:
-        unit, what = (1e3, "ms") if KINDS[self.kind] == "time" else (1.0, "")
-        value = f"={self.value * unit:g}{what}" if KINDS[self.kind] else ""
-        until = f"-{self.end_s:g}" if self.end_s != float("inf") else ""
-        return f"{self.stream}:{self.kind}{value}@{self.start_s:g}{until}"
+        return self.text
 
 
 def parse_fault(text: str) -> Fault:
@@ -78,7 +76,7 @@ def parse_fault(text: str) -> Fault:
     start_s, end_s = float(start), float(end) if end else float("inf")
     if end_s <= start_s:
         raise EdgeError(f"{text}: expected an END after START")
-    return Fault(stream, kind, value, start_s, end_s)
+    return Fault(stream, kind, value, start_s, end_s, text)
 
 
 def parse_faults(text: str) -> list[Fault]:
@@ -124,8 +122,8 @@ class Faults:
                 raise EdgeError(f"{fault}: expected one of the streams {list(kinds)}, got {fault.stream}")
             if fault.kind == "nan" and kind in ("image", "audio", "text"):
                 raise EdgeError(f"{fault}: {kind} has whole numbers or words, which are never NaN")
-            if fault.kind == "noise" and kind == "text":
-                raise EdgeError(f"{fault}: there is no noise on text")
+            if fault.kind in ("noise", "reorder") and kind == "text":
+                raise EdgeError(f"{fault}: a command is neither noisy, nor does a second one come soon")
         self._rng = np.random.default_rng(seed)
         self.start_ns = start_ns
         self._frozen: dict[Fault, Any] = {}
@@ -137,8 +135,12 @@ class Faults:
         t_s = (sample.arrival_ns - self.start_ns) / NS
         samples = [sample]
         for fault in self.faults:
-            if fault.stream == sample.stream and fault.start_s <= t_s < fault.end_s:
+            if fault.stream != sample.stream:
+                continue
+            if fault.start_s <= t_s < fault.end_s:
                 samples = [changed for one in samples for changed in self._apply(fault, one)]
+            elif (first := self._held.pop(fault, None)) is not None:  # no second one came to overtake it
+                samples.insert(0, first._replace(arrival_ns=sample.arrival_ns))
         return samples
 
     def _apply(self, fault: Fault, sample: Sample) -> Iterator[Sample]:
@@ -216,18 +218,19 @@ def is_truncated(kind: str, data: Any) -> bool:
 
 
 def in_order(events: Iterable[Any], faults: Faults) -> Iterator[Any]:
-    """Samples with faults, each once it arrives; whatever else is among the events stays where it is."""
+    """Samples with faults, each once it arrives, among events in the order of their `arrival_ns`; what has none goes
+    with what comes before it."""
     waiting: list[tuple[int, int, Sample]] = []
     count = 0
     for event in events:
+        if isinstance(event, Sample):
+            for changed in faults(event):
+                heapq.heappush(waiting, (changed.arrival_ns, count, changed))
+                count += 1
+        while waiting and waiting[0][0] <= getattr(event, "arrival_ns", -1):
+            yield heapq.heappop(waiting)[2]
         if not isinstance(event, Sample):
             yield event
-            continue
-        while waiting and waiting[0][0] <= event.arrival_ns:
-            yield heapq.heappop(waiting)[2]
-        for changed in faults(event):
-            heapq.heappush(waiting, (changed.arrival_ns, count, changed))
-            count += 1
     while waiting:
         yield heapq.heappop(waiting)[2]
 
@@ -239,16 +242,14 @@ class Finding:
     fault: str
     detected_ms: float | None = None
     words: str | None = None  # in which it was told
-    stopped_ms: float | None = None  # the robot had no action to follow
-    drove_without: bool = False  # the robot had one, from the other streams
+    stopped_ms: float | None = None  # it took the robot's action away
+    drove_without_ms: float | None = None  # the robot had an action, from the other streams
 
     def __str__(self) -> str:
-        told = (
-            "not detected" if self.detected_ms is None else f"detected after {self.detected_ms:.0f} ms ({self.words})"
-        )
-        stopped = [] if self.stopped_ms is None else [f"stopped after {self.stopped_ms:.0f} ms"]
-        drove = ["drove on without it"] if self.drove_without else []
-        return f"{self.fault}: {told}; {', then '.join(stopped + drove) or 'drove on'}"
+        told = f"detected after {self.detected_ms:.0f} ms ({self.words})" if self.words else "not detected"
+        did = [(self.stopped_ms, "stopped"), (self.drove_without_ms, "drove on without it")]
+        did = sorted((ms, f"{what} after {ms:.0f} ms") for ms, what in did if ms is not None)
+        return f"{self.fault}: {told}; {', '.join(what for _, what in did) or 'drove on'}"
 
 
 class FaultWatch:
@@ -258,34 +259,50 @@ class FaultWatch:
         faults: as they are injected. start_ns: what their times are counted from.
         beyond_s: for so long after a fault's end, what is said of its stream is still due to it.
 
-    Attributes: findings, one a fault; false_alarms, what was said of streams that had no fault.
+    Attributes: findings, one a fault; false_alarms, what was said of streams that had no fault; start_ns.
     """
 
     def __init__(self, faults: Sequence[Fault], start_ns: int, beyond_s: float = 3.0):
-        self._faults, self._start_ns, self._beyond_s = tuple(faults), start_ns, beyond_s
+        self.start_ns, self._faults, self._beyond_s = start_ns, tuple(faults), beyond_s
         self.findings = [Finding(str(fault)) for fault in faults]
         self.false_alarms: list[str] = []
-        self._alarms: set[str] = set()  # what was said falsely at the last output, without its numbers
+        self._before: list[set[str] | None] = [None] * len(self.findings)  # what was said when each fault began
+        self._said: dict[str, set[str]] = {}  # at the last output, of each stream, without numbers
+        self._alarms: set[str] = set()  # those that were false
+        self._acted = False
 
     def see(self, output: Output) -> None:
-        t_s = (output.stamp_ns - self._start_ns) / NS
+        t_s = (output.stamp_ns - self.start_ns) / NS
         said: dict[str, list[str]] = {stream: [] for stream in output.mask}
         for text in (*output.reasons, *output.notes):
             stream = re.split("[ :]", text, maxsplit=1)[0]
             if stream in said and not text.endswith("never seen"):
                 said[stream].append(text)
         suspects = set()
-        for fault, finding in zip(self._faults, self.findings):
+        for i, (fault, finding) in enumerate(zip(self._faults, self.findings)):
             if fault.start_s <= t_s < fault.end_s + self._beyond_s:
                 suspects.add(fault.stream)
-                self._follow(finding, (t_s - fault.start_s) * 1e3, output, fault.stream, said[fault.stream])
-        false = {re.sub(r"[-+\d.]+", "", text): text for stream in said.keys() - suspects for text in said[stream]}
+                if self._before[i] is None:
+                    self._before[i] = self._said.get(fault.stream, set())
+                new = [text for text in said[fault.stream] if _words(text) not in (self._before[i] or ())]
+                self._follow(finding, round((t_s - fault.start_s) * 1e3, 1), output, fault.stream, new)
+        false = {_words(text): text for stream in said.keys() - suspects for text in said[stream]}
         self.false_alarms += [text for words, text in false.items() if words not in self._alarms]
         self._alarms = set(false)
+        self._said = {stream: set(map(_words, texts)) for stream, texts in said.items()}
+        self._acted |= output.action is not None
 
     def _follow(self, finding: Finding, since_ms: float, output: Output, stream: str, said: list[str]) -> None:
         if said and finding.detected_ms is None:
-            finding.detected_ms, finding.words = round(since_ms, 1), said[0]
-        if output.action is None and finding.stopped_ms is None:
-            finding.stopped_ms = round(since_ms, 1)
-        finding.drove_without |= output.action is not None and not output.mask[stream]
+            finding.detected_ms, finding.words = since_ms, said[0]
+        acts, because = output.action is not None, (f"{stream} ", "no sensor is present")
+        if acts and not output.mask[stream] and finding.drove_without_ms is None:
+            finding.drove_without_ms = since_ms
+        stopped = not acts and self._acted and any(text.startswith(because) for text in output.reasons)
+        if stopped and finding.stopped_ms is None:
+            finding.stopped_ms = since_ms
+
+
+def _words(text: str) -> str:
+    """Without its numbers, which change from tick to tick."""
+    return re.sub(r"[-+\d.]+", "", text)

@@ -11,7 +11,7 @@ from mm_edge.errors import SampleError
 from mm_edge.types import NS, Output, StreamSpec
 
 RATE_WITHIN = 2.0  # factor between the rate of the last RECENT samples and the one the model was made for
-MANY, MANY_WITHIN = 100, 4 / 3  # the same over many samples, by which a steady loss is told from a few
+MANY, MANY_WITHIN = 100, 1.25  # the same over many samples, by which a steady loss is told from a few
 RATE_OVER = 10  # sample periods, for the rate that is reported
 
 
@@ -19,6 +19,7 @@ RATE_OVER = 10  # sample periods, for the rate that is reported
 class StreamHealth:
     name: str
     required: bool
+    absent: bool  # the model does without it
     reasons: tuple[str, ...]  # empty if it is well
     age_s: float  # inf if never seen
     rate_hz: float | None  # None until measured
@@ -55,10 +56,8 @@ def absence(spec: StreamSpec, view: View) -> str | None:
         return f"{name} never seen"
     if spec.latched:
         return None
-    if view.frozen_s:
-        return f"{name} frozen: the same data for {view.frozen_s * 1e3:.0f} ms"
     if round(age_s * NS) <= round(spec.max_age_ms * 1e6):  # as the aligner has it, to the nanosecond
-        return None
+        return f"{name} frozen: the same data for {view.frozen_s * 1e3:.0f} ms" if view.frozen_s else None
     if (age_s - silent_s) * 1e3 > spec.max_age_ms:  # it is too old when it arrives
         return f"{name} stale {age_s * 1e3:.0f} ms > {spec.max_age_ms:.0f} ms"
     return f"{name} dead: silent for {silent_s:.2f} s"
@@ -106,7 +105,8 @@ class StreamMonitor:
         """How the stream fares at `now_ns`, seen like this."""
         counts = dict(self._stream.counts)
         self._measure(now_ns, counts.get("admitted", 0))
-        reasons = [absence(self.spec, view), *self._timing]
+        absent = absence(self.spec, view)
+        reasons = [absent, *self._timing]
         if new := self._refused - self._refused_reported:
             reasons.append(f"{new} refused: {self._last_refusal}")
             self._refused_reported += new
@@ -115,14 +115,18 @@ class StreamMonitor:
             self._misplaced_reported += new
         found = tuple(reason for reason in reasons if reason)
         counted = {**counts, "refused": self._refused}
-        return StreamHealth(self.spec.name, self.spec.required, found, view.age_s, self._rate_hz, counted)
+        return StreamHealth(
+            self.spec.name, self.spec.required, absent is not None, found, view.age_s, self._rate_hz, counted
+        )
 
     def _judge(self, view: View) -> tuple[str, ...]:
         """What is wrong with the stream's time, by its last samples; anew after so many that none is passed over."""
         stream, name, found = self._stream, self.spec.name, self._lossy
         admitted, recent = stream.counts["admitted"], stream.recent
         self._judge_at = admitted + RECENT - 1
-        if len(recent) == RECENT:
+        if len(recent) < RECENT:  # it begins, or its clock was set
+            self._many, found = None, ()
+        else:
             latencies_ns = [arrival_ns - stamp_ns for stamp_ns, arrival_ns in recent]
             least_ns, most_ns = min(latencies_ns), max(latencies_ns)
             if stream.rate_hz:

@@ -73,7 +73,7 @@ class StreamSpec:
     # From here on a sensor is lying, or late; 0: not checked.
     frozen_ms: float = 0.0  # the same data for so long, though their stamps go on
     max_latency_ms: float = 0.0  # from capture to arrival: beyond it the link is slow, or its clock is wrong
-    max_jitter_ms: float = 0.0  # between the least and the greatest latency of ten samples
+    max_jitter_ms: float = 0.0  # between the least and the greatest latency of six samples
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     sample_rate_hz: int = 0  # audio

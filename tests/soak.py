@@ -11,8 +11,8 @@ and then the robot's clock jumps, or nothing ticks for seconds. Ends with status
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import math
 import os
 import sys
 from collections import Counter
@@ -24,15 +24,13 @@ from tqdm import tqdm
 
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.commands.bench import samples
-from mm_edge.faults import Fault, Faults
+from mm_edge.errors import EdgeError
+from mm_edge.faults import KINDS, Fault, Faults, parse_fault
 from mm_edge.pipeline import Pipeline
 from mm_edge.types import NS, Output, Sample
 
 HOUR_S = 3600
-KINDS = {  # kind -> value
-    "die": 0.0, "drop": 0.3, "freeze": 0.0, "delay": 0.2, "jitter": 0.05, "skew": 0.3, "jump": -5.0, "reorder": 0.0,
-    "duplicate": 0.0, "nan": 0.0, "noise": 1.0, "truncate": 0.0,
-}  # fmt: skip
+VALUES = {"drop": "=0.3", "delay": "=200ms", "jitter": "=50ms", "skew": "=300ms", "jump": "=-5s", "noise": "=2"}
 
 
 def soak(hours: float, seed: int = 0) -> dict[str, Any]:
@@ -97,9 +95,10 @@ def _draw(kinds: dict[str, str], rng: np.random.Generator) -> list[Fault]:
     faults = []
     for _ in range(rng.integers(4)):
         stream, kind = str(rng.choice(list(kinds))), str(rng.choice(list(KINDS)))
-        nonsense = (kind == "nan" and kinds[stream] in ("image", "audio")) or kinds[stream] == "text"
-        if not nonsense:
-            faults.append(Fault(stream, kind, KINDS[kind] * float(rng.uniform(0.1, 3)), 0.0, math.inf))
+        fault = parse_fault(f"{stream}:{kind}{VALUES.get(kind, '')}@0")
+        with contextlib.suppress(EdgeError):
+            Faults([fault], kinds)
+            faults.append(fault)
     return faults
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_bundle import STREAMS, share, write_toy_bundle
+from toy_bundle import STREAMS, files, manifest, share, write_toy_bundle
 
 from mm_edge.align import Aligner
+from mm_edge.bundle import write_bundle
 from mm_edge.errors import EdgeError, EngineError, SampleError
 from mm_edge.pipeline import Pipeline, model_inputs
 from mm_edge.preprocess import Vocabulary
@@ -71,6 +72,18 @@ def test_without_a_required_stream_there_is_no_action(pipeline):
     output = pipeline.tick(T)
     assert output.action is None
     assert output.reasons == ("text never seen",)
+
+
+def test_a_required_sensor_that_freezes_stops_the_robot(tmp_path):
+    changed = manifest()
+    changed["streams"][0] |= {"required": True, "frozen_ms": 150}
+    pipeline = Pipeline(write_bundle(tmp_path / "toy", changed, files()), "cpu")
+    push(pipeline, T, text="go")
+    for i in range(4):
+        push(pipeline, T + i * 100 * MS, camera=GREY.copy())
+        output = tick(pipeline, T + i * 100 * MS)
+        assert (output.action is None) == (i >= 2)
+    assert output.reasons == ("camera frozen: the same data for 300 ms",)
 
 
 def test_a_dead_sensor_is_masked_and_named_and_the_robot_drives_on(pipeline):

@@ -92,9 +92,7 @@ def main(argv: list[str] | None = None) -> int:
             scores: dict[str, Any] = {"worlds": args.worlds, "seed": args.seed, "masks": {}}
             for dead in [*subsets(SENSORS[:-1]), ("text",)]:  # without a command there is nothing to compare
                 name = "+".join(dead) or "none"
-                scores["masks"][name] = evaluate(
-                    args.bundle, args.worlds, args.seed, frozenset(dead), faults, args.workers
-                )
+                scores["masks"][name] = evaluate(args.bundle, args.worlds, args.seed, frozenset(dead), (), args.workers)
         elif args.all_faults:
             scores = {"worlds": args.worlds, "seed": args.seed, "faults": {}}
             for fault in all_faults():
@@ -181,7 +179,7 @@ def summarise_faults(results: list[Result]) -> dict[str, Any]:
         "detected": len(detected),
         "detection_ms": {"p50": _round(np.median(detected)), "max": _round(max(detected))} if detected else None,
         "words": Counter(re.sub(r"[-+\d.]+", "#", f.words) for f in findings if f.words),
-        "drove_without": sum(f.drove_without for f in findings),
+        "drove_without": sum(f.drove_without_ms is not None for f in findings),
         "safe_stops": sum(f.stopped_ms is not None for f in findings),
         "stop_m": {"p50": _round(np.median(stops_m), 3), "max": _round(max(stops_m), 3)} if stops_m else None,
     }

@@ -51,6 +51,8 @@ class DemoNode(Node):
         event = json.loads(msg.data)
         if event["event"] == "start":
             self._watch = FaultWatch(self._faults, event["start_ns"])
+        elif event["event"] == "progress" and self._watch:
+            self._watch.start_ns = event["start_ns"]  # later, if the simulator had to slow down
         elif event["event"] == "end" and self._watch:
             event["faults"] = [asdict(finding) for finding in self._watch.findings]
         print(json.dumps(event), flush=True)

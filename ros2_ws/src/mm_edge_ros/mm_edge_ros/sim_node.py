@@ -22,7 +22,7 @@ from mm_edge.messages import MESSAGE_TYPES, TOPICS, to_ros
 from mm_edge.sim.episode import Episode
 from mm_edge.sim.sensors import KINDS
 from mm_edge.sim.world import STEP_S
-from mm_edge.types import NS, Sample
+from mm_edge.types import Sample
 from mm_edge_ros.node import COMMAND_QOS, EVENTS_QOS, LATCHED_QOS, SENSOR_QOS, declare, run
 from mm_edge_ros.streams import message_class
 
@@ -49,6 +49,7 @@ class SimNode(Node):
         )
         Faults(self._faults, KINDS)  # one that makes no sense is told of now
         self._publishers_of, self._messages = {}, {}
+        self._whole: dict[str, Any] = {}  # the last data of each stream that no fault cut short
         for name, (qos, _) in STREAMS.items():
             type_ = message_class(MESSAGE_TYPES[KINDS[name]])
             publisher = self.create_publisher(type_, TOPICS[KINDS[name]], qos)
@@ -93,8 +94,9 @@ class SimNode(Node):
         self._episode = Episode(self._seed + self._done, self._faults)
         self._start_s, self._slept_s, self._reported_s = time.monotonic(), 0.0, 0.0
         self._set_clock()
-        start_ns = self._episode.start_ns + self._offset_ns
-        self._report("start", seed=self._seed + self._done, text=self._episode.world.room.text, start_ns=start_ns)
+        self._report(
+            "start", seed=self._seed + self._done, text=self._episode.world.room.text, start_ns=self._start_ns()
+        )
 
     def _step(self) -> None:
         for sample in self._episode.step():
@@ -109,8 +111,16 @@ class SimNode(Node):
         elif world.t_s - self._reported_s >= 0.5:
             self._reported_s = world.t_s
             self._report(
-                "progress", t_s=round(world.t_s, 2), speed_mps=round(world.speed(), 3), collisions=world.collisions
+                "progress",
+                t_s=round(world.t_s, 2),
+                speed_mps=round(world.speed(), 3),
+                collisions=world.collisions,
+                start_ns=self._start_ns(),
             )
+
+    def _start_ns(self) -> int:
+        """When the episode began, on the ROS clock; later where simulated time had to slow down."""
+        return self._episode.start_ns + self._offset_ns
 
     def _set_clock(self) -> None:
         self._offset_ns = self.get_clock().now().nanoseconds - self._episode.world.now_ns
@@ -118,9 +128,14 @@ class SimNode(Node):
     def _publish(self, sample: Sample) -> None:
         kind, (_, frame_id) = KINDS[sample.stream], STREAMS[sample.stream]
         msg = self._messages[sample.stream]
-        if not is_truncated(kind, sample.data):
-            to_ros(kind, msg, sample.stamp_ns + self._offset_ns, sample.data, frame_id, PointField)
-        elif not _cut(msg, sample.stamp_ns + self._offset_ns):
+        truncated = is_truncated(kind, sample.data)
+        if not truncated:
+            self._whole[sample.stream] = sample.data
+        elif sample.stream not in self._whole:
+            return
+        data = self._whole[sample.stream]
+        to_ros(kind, msg, sample.stamp_ns + self._offset_ns, data, frame_id, PointField)
+        if truncated and not _cut(msg):
             return
         self._publishers_of[sample.stream].publish(msg)
 
@@ -133,15 +148,13 @@ class SimNode(Node):
         self._reports.publish(String(data=json.dumps({"event": event, **values})))
 
 
-def _cut(msg: Any, stamp_ns: int) -> bool:
-    """Of the message before, leave half of the array. False if it has none: such a one no middleware lets through."""
-    array = next((name for name in ("data", "ranges") if len(getattr(msg, name, ()))), None)
-    if array is None:
-        return False
-    msg.header.stamp.sec, msg.header.stamp.nanosec = divmod(stamp_ns, NS)
-    values = getattr(msg, array)
-    setattr(msg, array, values[: len(values) // 2])
-    return True
+def _cut(msg: Any) -> bool:
+    """Leave half of its array. False if it has none: such a message, cut short, no middleware lets through."""
+    array = next((name for name in ("data", "ranges") if hasattr(msg, name)), None)
+    if array is not None:
+        values = getattr(msg, array)
+        setattr(msg, array, values[: len(values) // 2])
+    return array is not None
 
 
 def main() -> None:
