@@ -58,8 +58,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(trained, tmp_pa
     monkeypatch.setattr(drive, "loss", real)
     train(recipe, tmp_path, workers=1)
     want, got = (load_file(folder / "round1.safetensors") for folder in (trained, tmp_path))
+    rounding = 1e-6 if torch.cuda.is_available() else 0.0  # a GPU adds up in another order each time
     for name, weights in want.items():
-        torch.testing.assert_close(got[name], weights, rtol=0, atol=0)
+        torch.testing.assert_close(got[name], weights, rtol=rounding, atol=rounding)
 
 
 def test_a_folder_of_another_recipe_is_refused(trained):
