@@ -394,6 +394,7 @@ class _Sound(Stream):
         self._valid[:n] = False  # what is still to come is valid unless it is missed
         self._n, self._at = n, n
         self._end: int | None = None  # number of the sample after the newest, which is at `_at`
+        self._chunk = 0  # samples of the newest chunk
 
     def _stamp_ns(self, sample: Sample) -> int:
         """The end of the chunk: a chunk is as new as its last sample. By the robot's clock, as far as a microphone's
@@ -402,9 +403,10 @@ class _Sound(Stream):
         data = sample.data
         length_ns = len(data.samples) * NS // data.sample_rate_hz
         stamp_ns = sample.stamp_ns + length_ns + self.drift.behind_ns - self.offset_ns
-        newest_ns = self.newest_ns if data.first_sample == self._end else None
-        small_step = newest_ns is not None and newest_ns - length_ns < stamp_ns <= newest_ns
-        return newest_ns + 1 if small_step else stamp_ns  # type: ignore[operator]
+        newest_ns = self.newest_ns or 0
+        if data.first_sample == self._end and newest_ns - length_ns < stamp_ns <= newest_ns:
+            return newest_ns + 1
+        return stamp_ns
 
     def _fill_hole(self, sample: Sample) -> bool:
         if self._end is None:
@@ -429,8 +431,8 @@ class _Sound(Stream):
             self._miss(gap)
         self._append(samples[-self._n :])
         self.newest_ns, self._end = stamp_ns, data.first_sample + len(data.samples)
-        if len(samples) and self.rate_hz * len(data.samples) != data.sample_rate_hz:  # another length than before
-            self.rate_hz = data.sample_rate_hz / len(data.samples)
+        if len(data.samples) != self._chunk:
+            self._chunk, self.rate_hz = len(data.samples), data.sample_rate_hz / len(data.samples)
             self.recent.clear()
         self.data = data
 
@@ -465,7 +467,7 @@ def _same(a: Any, b: Any) -> bool:
     if a.nbytes <= 4096:
         return a.tobytes() == b.tobytes() and (a.dtype.kind != "f" or bool(np.isfinite(a).any()))
     middle = len(a) // 2  # the rows at the top of many a picture are always the same
-    return all(a[i].tobytes() == b[i].tobytes() for i in (*range(middle, len(a)), *range(middle)))
+    return a[middle].tobytes() == b[middle].tobytes() and all(x.tobytes() == y.tobytes() for x, y in zip(a, b))
 
 
 _arrival = itemgetter(2)  # of a Sample: arrival_ns
