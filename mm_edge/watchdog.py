@@ -10,6 +10,7 @@ It reads no clock. Deadlines run on the steady clock, since a robot's ROS clock 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable
 
@@ -57,7 +58,8 @@ class Watchdog:
         self.reason: str | None = "no action yet"
         self.latched = False
         self._source: Hashable = None
-        self._heard_ns = self._valid_ns = -self._deadline_ns
+        self._heard_ns = self._valid_ns = self._woke_ns = -self._deadline_ns
+        self._looked_ns: float = math.inf  # it cannot have slept before it first looked
         self._valid = self._stamp_ns = 0
         self._sent, self._sent_ns = STOP.tolist(), -self._deadline_ns  # what the wheels were told last, and when
 
@@ -72,8 +74,8 @@ class Watchdog:
             values: (2,) linear_x m/s, angular_z rad/s.
         """
         fault = self._fault(source, stamp_ns, values, now_steady_ns, now_ros_ns)
-        self._source, self._heard_ns = source, now_steady_ns
-        self.check(now_steady_ns)
+        same, self._source, self._heard_ns = source == self._source, source, now_steady_ns
+        self._stop_if_silent(now_steady_ns)
         if self.latched or fault:
             self.counts["refused"] += 1
             if not self.latched:
@@ -85,7 +87,7 @@ class Watchdog:
             if self.reason:
                 self.reason = useless
             return None
-        in_row = now_steady_ns - self._valid_ns < self._deadline_ns
+        in_row = same and now_steady_ns - self._valid_ns < self._deadline_ns
         self._valid, self._valid_ns = self._valid + 1 if in_row else 1, now_steady_ns
         if self.reason and self._valid < self._clear_after:
             self.counts["refused"] += 1
@@ -101,11 +103,18 @@ class Watchdog:
         return np.array(allowed)
 
     def check(self, now_steady_ns: int) -> bool:
-        """Must the wheels stand? Call it when the deadline may have passed."""
+        """Must the wheels stand? Call it when the deadline may have passed, and at least that often: it tells by a
+        longer pause that it was starved itself."""
+        if now_steady_ns - self._looked_ns >= 2 * self._deadline_ns:
+            self._woke_ns = now_steady_ns
+        self._stop_if_silent(now_steady_ns)
+        return self.reason is not None
+
+    def _stop_if_silent(self, now_steady_ns: int) -> None:
+        self._looked_ns = now_steady_ns
         silent_ns = now_steady_ns - self._valid_ns
         if self.reason is None and silent_ns >= self._deadline_ns:
             self.reason = f"no valid action for {silent_ns / 1e6:.0f} ms, {self._deadline_ns / 1e6:.0f} ms allowed"
-        return self.reason is not None
 
     def _useless(self, stamp_ns: int, now_ros_ns: int) -> str | None:
         """Why an action that is no fault must not be forwarded either."""
@@ -120,7 +129,9 @@ class Watchdog:
     def _fault(
         self, source: Hashable, stamp_ns: int, values: np.ndarray, now_steady_ns: int, now_ros_ns: int
     ) -> str | None:
-        if self._source not in (None, source) and now_steady_ns - self._heard_ns < self._deadline_ns:
+        # Starved itself, it then hears at once what was sent one after the other; two that go on, it latches on later.
+        awake_ns = now_steady_ns - self._woke_ns
+        if self._source not in (None, source) and now_steady_ns - self._heard_ns < self._deadline_ns <= awake_ns:
             return f"two sources at the same time: {self._source} and {source}"
         if not np.isfinite(values).all():
             return f"action not finite: {values} from {source}"

@@ -32,6 +32,7 @@ def test_what_it_finds_is_true(capsys, toy):
     assert checks["python"]["found"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
     assert "CPUExecutionProvider, reproduces the golden trace" in checks["engine cpu"]["found"]
     assert checks["recording"]["ok"] or "[record]'" in checks["recording"]["fix"]
+    assert "wheel time-out" in report["before_real_wheels"]
 
 
 def test_the_table_ends_with_the_reminder_about_wheels(capsys, toy):

@@ -107,6 +107,33 @@ def test_a_source_that_only_sends_rubbish_still_counts_as_sending():
     assert dog.reason == "two sources at the same time: model and other"
 
 
+def test_an_old_source_that_wakes_up_while_another_drives_is_a_second_one():
+    dog = running(at_ms=200)
+    assert act(dog, 250, source="old", age_ms=3000).tolist() == [0, 0]
+    assert dog.reason == "two sources at the same time: model and old"
+
+
+def starved(until_ms):
+    """The last time that it could look was a second ago."""
+    dog = running(at_ms=200)
+    assert dog.check(350 * MS) and dog.check(until_ms * MS)
+    return dog
+
+
+def test_starved_itself_it_does_not_take_a_source_that_was_replaced_meanwhile_for_a_second_one():
+    dog = starved(until_ms=1350)
+    act(dog, 1351, age_ms=900)  # what queued up
+    assert [act(dog, t, source="model again") is None for t in (1360, 1427, 1493)] == [True, True, False]
+
+
+def test_two_sources_that_go_on_after_it_was_starved_move_nothing_and_latch():
+    dog = starved(until_ms=1350)
+    for t in range(1351, 1490, 20):
+        assert act(dog, t) is None and act(dog, t + 10, source="other") is None
+    act(dog, 1500)
+    assert dog.latched
+
+
 def test_limits_clip():
     dog = running(at_ms=200)
     assert act(dog, 250, values=(5.0, -9.0)).tolist() == [0.6, -1.8]

@@ -24,7 +24,8 @@ from mm_edge.errors import EdgeError, install
 
 WHEEL_TIMEOUT = (
     "give the base a wheel time-out of its own, e.g. cmd_vel_timeout: 0.3 of ros2_control's diff_drive_controller; a"
-    " watchdog on this computer starves when the computer does"
+    " watchdog on this computer starves when the computer does. Try it with the wheels off the ground: while they turn,"
+    " pkill -STOP -f watchdog_node must stop them; pkill -CONT -f watchdog_node ends the trial"
 )
 
 
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{'':20} -> {check.fix}")
     ok = all(check.ok for check in checks if check.needed)
     if args.json:
-        print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}))
+        found = [asdict(check) for check in checks]
+        print(json.dumps({"ok": ok, "checks": found, "before_real_wheels": WHEEL_TIMEOUT}))
     else:
         print("\nThe default path works: mm-edge demo" if ok else "\nThe default path does not work yet: see FAIL")
         print(f"Before real wheels: {WHEEL_TIMEOUT}")

@@ -63,6 +63,9 @@ class EdgeNode(LifecycleNode):
         self._latency_ms: deque[float] = deque(maxlen=10_000)
         self._anchor_ns = self._tick_ns = self._ticks = self._actions = 0
         self._ticked_steady_ns = 0
+        self._under_way: object | None = None  # the tick that the inference thread is at
+        self._under_way_before: object | None = None  # at the last report
+        self._hung_s = 0.0
         self._scan_yaw = 0.0
         self._sender = f"{self.get_fully_qualified_name()}@{os.getpid()}"  # see watchdog_node.Sources
 
@@ -140,12 +143,14 @@ class EdgeNode(LifecycleNode):
         self._stop.set()
         if self._worker is not None:
             self._worker.join(HANG_S)
-            if (
-                self._worker.is_alive()
-            ):  # nobody can end a thread in an engine that hangs, but a process can be respawned
-                self.get_logger().fatal(f"inference hangs for more than {HANG_S:g} s: this process ends")
-                os._exit(1)
+            if self._worker.is_alive():
+                self._give_up()
             self._worker, self._trouble = None, ""
+
+    def _give_up(self) -> None:
+        """Nobody can end a thread in an engine that hangs, but a process can be respawned."""
+        self.get_logger().fatal(f"inference hangs for more than {HANG_S:g} s: this process ends")
+        os._exit(1)
 
     def _halt(self) -> None:
         self._end()
@@ -202,12 +207,14 @@ class EdgeNode(LifecycleNode):
             now_ns = self.get_clock().now().nanoseconds
             if not now_ns or not self._pipeline.due(now_ns):
                 continue
+            self._under_way = object()
             try:
                 self._publish(self._pipeline.tick(now_ns))
             except Exception as error:  # a thread that dies would be silence
                 self._trouble = f"{type(error).__name__}: {error}"
                 self.get_logger().error(f"tick failed: {self._trouble}", throttle_duration_sec=1.0)
                 self._stop.wait(POLL_S)
+            self._under_way = None
 
     def _publish(self, output: Output) -> None:
         self._ticks += 1
@@ -240,6 +247,7 @@ class EdgeNode(LifecycleNode):
     # ---- diagnostics
 
     def _report(self) -> None:
+        self._end_if_hung()
         if self._pipeline is None or self._worker is None:
             status = (ERROR if self._trouble else WARN, "model", self._trouble or "not active", {})
             self._diagnostics.publish(diagnostics(self, [status]))
@@ -251,12 +259,19 @@ class EdgeNode(LifecycleNode):
         statuses = [self._report_model(health)]
         troubles = {subscription.spec.name: subscription.follow() for subscription in self._streams}
         for stream in health.streams:
-            level = ERROR if stream.required else WARN
+            level = ERROR if stream.required and stream.absent else WARN
             found = troubles.get(stream.name, []) + [(level, reason) for reason in stream.reasons]
             values = {"age_s": f"{stream.age_s:.3f}", "rate_hz": stream.rate_hz, **stream.counts}
             message = "; ".join(text for _, text in found) or "ok"
             statuses.append((max((lev for lev, _ in found), default=OK), stream.name, message, values))
         self._diagnostics.publish(diagnostics(self, statuses))
+
+    def _end_if_hung(self) -> None:
+        """Counted in reports, not by the clock: while a process is stopped or starved, no tick of it can end."""
+        before, self._under_way_before = self._under_way_before, self._under_way
+        self._hung_s = self._hung_s + REPORT_S if before and before is self._under_way_before else 0.0
+        if self._hung_s >= HANG_S:
+            self._give_up()
 
     def _report_model(self, health: Health) -> tuple[bytes, str, str, dict]:
         bundle, latency = self._pipeline.bundle, list(self._latency_ms)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.subscription import Subscription
 from std_srvs.srv import Trigger
 
@@ -17,6 +19,12 @@ from mm_edge.safety import Limits
 from mm_edge.types import NS
 from mm_edge.watchdog import STOP, Watchdog
 from mm_edge_ros.node import COMMAND_QOS, ERROR, OK, STEADY, WARN, declare, diagnostics, run
+
+PRIORITY = 50  # real-time, as ros2_control's
+# Deeper than its publisher's: of two sources, neither may hide the other's actions. Best effort, since who is reliable
+# acknowledges: one in some 250 processes that are stopped or killed leaves its shared memory locked, Fast DDS would
+# wait a second for that lock, and no timer of ours would ring meanwhile.
+RAW_QOS = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 
 
 class WatchdogNode(Node):
@@ -46,13 +54,10 @@ class WatchdogNode(Node):
 
         self._wheels = self.create_publisher(TwistStamped if self._stamped else Twist, "cmd_vel", COMMAND_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # Deeper than its publisher's: of two sources, neither may hide the other's actions.
         if hasattr(Subscription, "CallbackType"):
-            self.create_subscription(TwistStamped, "cmd_vel_raw", self._on_action, QoSProfile(depth=10))
+            self.create_subscription(TwistStamped, "cmd_vel_raw", self._on_action, RAW_QOS)
         else:  # Humble
-            self.create_subscription(
-                TwistStamped, "cmd_vel_raw", lambda msg: self._on_action(msg, {}), QoSProfile(depth=10)
-            )
+            self.create_subscription(TwistStamped, "cmd_vel_raw", lambda msg: self._on_action(msg, {}), RAW_QOS)
         self.create_service(Trigger, "~/reset", self._on_reset)
         # Wound up anew by each action that passes: it rings at the deadline, and goes on ringing while nothing passes.
         self._deadline = self.create_timer(deadline_ms / 1e3, self._on_deadline, clock=STEADY)
@@ -139,6 +144,9 @@ class Sources:
 
 
 def main() -> None:
+    # Where the system allows it (ulimit -r), no stop is late because others take every core.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
     run(WatchdogNode)
 
 
