@@ -17,6 +17,7 @@ One bag is one episode. A message's log time is when the robot had it, its heade
     mm_edge/meta, .../outcome String, JSON           topics, robot, versions; how it ended
 
 These are messages and no fields of metadata.yaml, because every tool that copies, cuts or converts bags keeps messages.
+Each chunk holds the definitions of all topics, so that it can be read whatever becomes of the others: see repair.py.
 Frames are raw, and zstd compresses chunks of 1 MB: 17 % off 96x96 frames of a real camera, at 0.15 ms a frame. PNG
 takes 40 % off, but 0.7 ms a frame to write and 0.3 ms to read, where zstd reads in 0.03 ms.
 """
@@ -26,8 +27,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,10 +64,10 @@ class RecordingWriter:
     """Writes one episode to the folder `path`, which must not exist. Use as a context manager, from one thread.
 
     The folder appears, whole, when the context ends well. Until then, and if it ends badly, what was written lies in
-    `<path>.partial`, which no reader takes for a recording (`mcap recover` saves what can be saved).
+    `<path>.partial`, which no reader takes for a recording, and of which `repair.repair` makes one.
 
     Args:
-        specs: the streams that will be written.
+        specs: the streams that will be written as samples.
         topics: stream -> topic; a stream's name by default.
         metadata: whatever JSON holds: robot, versions, seed.
 
@@ -82,13 +84,13 @@ class RecordingWriter:
     ):
         self.path = Path(path)
         self.outcome: dict[str, Any] = {}
-        self._store = _typestore()
+        self._store = typestore()
         self._writer: Any = None
-        self._partial = self.path.with_name(f"{self.path.name}.partial")
+        self._partial = partial(self.path)
         self._specs = {spec.name: spec for spec in specs}
         self._topics = {name: _absolute((topics or {}).get(name, name)) for name in self._specs}
         self._meta = {"format": FORMAT, "mm_edge": mm_edge.__version__, "streams": self._topics, **(metadata or {})}
-        self._channels: dict[str, tuple[Any, Any]] = {}  # topic -> (rosbags connection, message to fill)
+        self._channels: dict[str, tuple[Any, Any]] = {}  # topic -> (rosbags connection, message to fill or None)
         self._end_ns = 0
         if len({*self._topics.values(), TICK, META, OUTCOME}) != len(self._topics) + 3:
             raise RecordingError(f"{self.path}: each stream needs a topic of its own, got {self._topics}")
@@ -98,7 +100,7 @@ class RecordingWriter:
 
         if self.path.exists():
             raise RecordingError(f"{self.path}: exists already; recordings are never overwritten")
-        with _named(self.path, "cannot be written"):
+        with named(self.path, "cannot be written"):
             shutil.rmtree(self._partial, ignore_errors=True)
             # Version 8 of metadata.yaml is read by Humble, too. The file inside is named after the folder.
             self._writer = Writer(self._partial / self.path.name, version=8, storage_plugin=StoragePlugin.MCAP)
@@ -112,14 +114,15 @@ class RecordingWriter:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        if exc_type is not None:
-            self._writer.abort()
-            return
-        self._put_json(OUTCOME, self._end_ns, self.outcome)
-        with _named(self.path, "cannot be written"):
-            self._writer.close()
-            os.rename(self._partial / self.path.name, self.path)
-            self._partial.rmdir()
+        try:
+            if exc_type is None:
+                self._put_json(OUTCOME, self._end_ns, self.outcome)
+                with named(self.path, "cannot be written"):
+                    self._writer.close()
+                    publish(self.path)
+        finally:
+            with suppress(OSError):  # what cannot be written now was told of when it first could not
+                self._writer.abort()
 
     def write(self, sample: Sample) -> None:
         """Samples may come in any order. Raises KeyError for a stream without a spec."""
@@ -143,9 +146,49 @@ class RecordingWriter:
         """A tick, after the samples it could see. `labels`: whatever JSON holds, and arrays, which become lists."""
         self._put_json(TICK, now_ns, dict(labels or {}))
 
+    def add_topic(self, topic: str, type_name: str, store: Any) -> None:
+        """A topic of any type, for `message`. `store`: a rosbags typestore that holds the type."""
+        topic = _absolute(topic)
+        self._channels[topic] = self._writer.add_connection(topic, type_name, typestore=store), None
+
+    def message(self, topic: str, data: bytes, arrival_ns: int) -> None:
+        """A message as it came, in CDR. Raises KeyError for a topic that was not added."""
+        connection = self._channels[_absolute(topic)][0]
+        if self._meta:  # with the time of the first message, so that the bag does not begin in 1970
+            meta, self._meta = self._meta, {}
+            self._put_json(META, arrival_ns, meta)
+        storage = self._writer.storage
+        with named(self.path, "cannot be written"):
+            if not storage.chunk.msgs:
+                self._define()
+            self._writer.write(connection, arrival_ns, data)
+            if not storage.chunk.msgs:  # it was full, and rosbags has written it
+                storage.bio.flush()
+        self._end_ns = max(self._end_ns, arrival_ns)
+
+    def flush(self) -> None:
+        """End the chunk and wait until it is on the disk, where no power cut reaches it."""
+        storage = self._writer.storage
+        with named(self.path, "cannot be written"):
+            if storage.chunk.msgs:
+                storage.close_chunk()
+            storage.bio.flush()
+            os.fsync(storage.bio.fileno())
+
+    def _define(self) -> None:
+        """Begin a chunk with the definitions of all topics."""
+        from rosbags.rosbag2.storage_mcap import write_channel, write_schema
+
+        storage = self._writer.storage
+        storage.chunk.bio = BytesIO()
+        for schema in storage.schemas:
+            write_schema(storage.chunk.bio, schema)
+        for channel in storage.channels:
+            write_channel(storage.chunk.bio, channel, storage.schemas)
+
     def _add(self, topic: str, type_name: str) -> None:
-        connection = self._writer.add_connection(topic, type_name, typestore=self._store)
-        self._channels[topic] = connection, empty_message(self._store, type_name)
+        self.add_topic(topic, type_name, self._store)
+        self._channels[topic] = self._channels[topic][0], empty_message(self._store, type_name)
 
     def _put_json(self, topic: str, time_ns: int, value: Any) -> None:
         msg = self._channels[topic][1]
@@ -153,13 +196,24 @@ class RecordingWriter:
         self._put(topic, time_ns, msg)
 
     def _put(self, topic: str, time_ns: int, msg: Any) -> None:
-        if self._meta:  # with the time of the first message, so that the bag does not begin in 1970
-            meta, self._meta = self._meta, {}
-            self._put_json(META, time_ns, meta)
-        connection = self._channels[topic][0]
-        with _named(self.path, "cannot be written"):
-            self._writer.write(connection, time_ns, self._store.serialize_cdr(msg, connection.msgtype))
-        self._end_ns = max(self._end_ns, time_ns)
+        self.message(topic, self._store.serialize_cdr(msg, self._channels[topic][0].msgtype), time_ns)
+
+
+def partial(path: str | Path) -> Path:
+    """The folder in which a recording lies, under its own name, that is being written or was not ended well."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.partial")
+
+
+def publish(path: Path) -> None:
+    """Give a recording that is whole its name, once no power cut can take any of it away."""
+    folder = partial(path) / path.name
+    for part in (*folder.iterdir(), folder):
+        descriptor = os.open(part, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    folder.rename(path)
+    folder.parent.rmdir()
 
 
 def read(
@@ -171,17 +225,19 @@ def read(
     file) or ROS 1 bag. A message that is no sample of its stream is yielded as the SampleError that says why. Twists on
     other topics are yielded as commands. Streams that were not recorded are absent.
 
-    Raises RecordingError, naming the file, if it is missing, damaged or no recording, or a topic is not in it.
+    Raises RecordingError, naming the file, if it is missing, damaged or no recording, or one of `topics` is not in it.
     """
     path = Path(path)
-    with _named(path, "cannot be read"), _open(path) as bag:
+    with named(path, "cannot be read"), _open(path) as bag:
         known = {_absolute(connection.topic) for connection in bag.connections}
-        topics = topics or _read_json(bag, META).get("streams")
-        if topics is None:
-            raise RecordingError(f"{path}: not written by mm_edge: say which of {sorted(known)} is which stream")
-        by_topic = {_absolute(topics[spec.name]): spec for spec in specs if spec.name in topics}
-        if missing := sorted(by_topic.keys() - known):
+        streams = topics or _read_json(bag, META).get("streams")
+        if not streams:
+            raise RecordingError(f"{path}: knows no streams, only topics: say which of {sorted(known)} is which stream")
+        by_topic = {_absolute(streams[spec.name]): spec for spec in specs if spec.name in streams}
+        if topics and (missing := sorted(by_topic.keys() - known)):
             raise RecordingError(f"{path}: has no topic {missing}; it has {sorted(known)}")
+        if lost := _lost_topics(bag):
+            raise RecordingError(f"{path}: damaged: lacks messages of {lost}")
         wanted = [
             c for c in bag.connections if _absolute(c.topic) in {TICK, *by_topic} or c.msgtype in (TWIST, TWIST_STAMPED)
         ]
@@ -192,11 +248,18 @@ def read(
             if topic in by_topic:
                 yield _sample(by_topic[topic], connection.msgtype, msg, time_ns)
             elif topic == TICK:
-                yield Tick(time_ns, json.loads(msg.data))
+                yield Tick(time_ns, _object(msg.data))
             else:
                 yield Command(topic[1:], time_ns, twist_from_ros(msg))
-        if any(left.values()):  # a damaged index loses whole topics without a word
+        if any(left.values()):
             raise RecordingError(f"{path}: damaged: lacks messages of {[c.topic for c in wanted if left[c.id]]}")
+
+
+def _lost_topics(bag: Any) -> list[str]:
+    """Topics of which metadata.yaml counts messages, but that no file has. rosbags passes over them without a word."""
+    files = getattr(getattr(bag.readers[0], "storage", None), "storages", ())
+    there = {connection.topic for file in files for connection in file.connections}
+    return sorted(c.topic for c in bag.connections if files and c.msgcount and c.topic not in there)
 
 
 def _sample(spec: StreamSpec, type_name: str, msg: Any, time_ns: int) -> Sample | SampleError:
@@ -209,7 +272,7 @@ def _sample(spec: StreamSpec, type_name: str, msg: Any, time_ns: int) -> Sample 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata it was written with, and `streams` (stream -> topic), `outcome`, `ticks` (their number). Of a bag
     that mm_edge did not write only `ticks`, 0. Raises RecordingError."""
-    with _named(path, "cannot be read"), _open(Path(path)) as bag:
+    with named(path, "cannot be read"), _open(Path(path)) as bag:
         ticks = sum(c.msgcount for c in bag.connections if c.topic == TICK)
         outcome = {"outcome": _read_json(bag, OUTCOME)} if any(c.topic == OUTCOME for c in bag.connections) else {}
         return {**_read_json(bag, META), **outcome, "ticks": ticks}
@@ -218,12 +281,18 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def _read_json(bag: Any, topic: str) -> dict[str, Any]:
     connections = [c for c in bag.connections if c.topic == topic and c.msgtype == STRING]
     for connection, _, raw in bag.messages(connections) if connections else ():
-        return json.loads(bag.deserialize(raw, connection.msgtype).data)
+        return _object(bag.deserialize(raw, connection.msgtype).data)
     return {}
 
 
+def _object(text: str) -> dict[str, Any]:
+    if not isinstance(value := json.loads(text), dict):
+        raise ValueError(f"expected a JSON object, got {text[:60]}")
+    return value
+
+
 def _open(path: Path) -> Any:
-    store = _typestore()
+    store = typestore()
     from rosbags.highlevel import AnyReader
 
     if path.is_dir() and not (path / "metadata.yaml").exists():
@@ -233,16 +302,38 @@ def _open(path: Path) -> Any:
     return AnyReader([path], default_typestore=store)  # the types of bags from before they described their own
 
 
-def _typestore() -> Any:
+def typestore(name: str = "ROS2_JAZZY") -> Any:
+    """The types of a ROS, as rosbags knows them; "EMPTY": none yet. Raises MissingDependency."""
     try:
         from rosbags.typesys import Stores, get_typestore
     except ImportError:
         raise MissingDependency("reading and writing recordings", "rosbags", "record") from None
-    return get_typestore(Stores.ROS2_JAZZY)
+    return get_typestore(Stores[name])
+
+
+def typestore_of(type_name: str, definition: Callable[[str], str]) -> Any:
+    """A typestore with a type and all that it is made of. `definition`: the text of a type's .msg file."""
+    store = typestore("EMPTY")
+    from rosbags.interfaces import Nodetype
+    from rosbags.typesys import get_types_from_msg
+
+    types: dict[str, Any] = {}
+    wanted = [type_name]
+    while wanted:
+        if (name := wanted.pop()) in types:
+            continue
+        types.update(get_types_from_msg(definition(name), name))
+        for _, (node, detail) in types[name][1]:
+            if node in (Nodetype.ARRAY, Nodetype.SEQUENCE):
+                node, detail = detail[0]
+            if node == Nodetype.NAME:
+                wanted.append(detail)
+    store.register(types)
+    return store
 
 
 @contextmanager
-def _named(path: str | Path, what: str) -> Iterator[None]:
+def named(path: str | Path, what: str) -> Iterator[None]:
     """On damaged bytes rosbags raises whatever the bytes lead it to; here all of it becomes one error with the name."""
     try:
         yield

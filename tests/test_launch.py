@@ -1,6 +1,7 @@
 """The ROS package as it is installed, its parameter file in real nodes, and its launch files where ROS's launch is."""
 
 import ast
+import contextlib
 import importlib.util
 import os
 import re
@@ -15,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ros2_ws" / "src" / "mm_edge_ros"
-NODES = ("edge_node", "watchdog_node", "sim_node", "demo_node")
+NODES = ("edge_node", "watchdog_node", "record_node", "sim_node", "demo_node")
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +80,11 @@ def test_the_parameter_file_reaches_the_nodes_and_names_only_what_they_know(tmp_
             assert got == [*wanted.values()]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("launch_ros") is None, reason="ROS's launch is not installed")
-def test_drive_launch_drives_the_robot_it_is_told_about(prefix, tmp_path):
+@contextlib.contextmanager
+def launched(prefix, tmp_path, *arguments):
+    """drive.launch.py with the toy bundle in a ROS graph of its own. Yields the graph."""
     import ros
-    from geometry_msgs.msg import TwistStamped
-    from test_ros import Robot
-    from toy_bundle import write_toy_bundle
 
-    write_toy_bundle(tmp_path / "toy")
     code = """if True:
         import sys
         from launch import LaunchDescription, LaunchService
@@ -101,18 +99,59 @@ def test_drive_launch_drives_the_robot_it_is_told_about(prefix, tmp_path):
         sys.exit(service.run())"""
     with ros.ros_graph(tmp_path / "logs") as graph:
         path = os.pathsep.join([str(prefix), graph.nodes.env["AMENT_PREFIX_PATH"]])
-        arguments = [f"bundle:={tmp_path}/toy", "namespace:=robot", "imu:=/body/imu", "cmd_vel:=/base/cmd_vel"]
-        launched = subprocess.Popen(
-            [sys.executable, "-c", code, str(prefix / "share/mm_edge_ros/launch/drive.launch.py"), *arguments],
+        launch_file = prefix / "share/mm_edge_ros/launch/drive.launch.py"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(launch_file), f"bundle:={tmp_path}/toy", *arguments],
             env={**graph.nodes.env, "AMENT_PREFIX_PATH": path},
             cwd=tmp_path,  # not the checkout, whose folder `launch` hides ROS's
             start_new_session=True,
         )
         try:
-            robot, wheels = Robot(graph, "/robot", imu="/body/imu"), graph.subscribe(TwistStamped, "/base/cmd_vel")
-            graph.wait(lambda: robot.acts(about=1.4), "action")
-            graph.wait(lambda: any(msg.twist.linear.x > 0 for msg in wheels), "cmd_vel")
-            assert graph.wait(robot.output, "output").mask == {"camera": True, "imu": True, "text": True}
+            yield graph
         finally:
-            os.killpg(launched.pid, signal.SIGINT)  # as Ctrl-C in a terminal reaches them all
-            assert launched.wait(15) == 0
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal reaches them all
+            assert process.wait(15) == 0
+
+
+needs_launch = pytest.mark.skipif(not importlib.util.find_spec("launch_ros"), reason="ROS's launch is not installed")
+
+
+@needs_launch
+def test_drive_launch_drives_the_robot_it_is_told_about(prefix, tmp_path):
+    from geometry_msgs.msg import TwistStamped
+    from test_ros import Robot
+    from toy_bundle import write_toy_bundle
+
+    write_toy_bundle(tmp_path / "toy")
+    with launched(prefix, tmp_path, "namespace:=robot", "imu:=/body/imu", "cmd_vel:=/base/cmd_vel") as graph:
+        robot, wheels = Robot(graph, "/robot", imu="/body/imu"), graph.subscribe(TwistStamped, "/base/cmd_vel")
+        graph.wait(lambda: robot.acts(about=1.4), "action")
+        graph.wait(lambda: any(msg.twist.linear.x > 0 for msg in wheels), "cmd_vel")
+        assert graph.wait(robot.output, "output").mask == {"camera": True, "imu": True, "text": True}
+
+
+@needs_launch
+def test_a_model_that_was_killed_or_hangs_is_started_anew_and_drives_on(prefix, tmp_path):
+    import ros
+    from geometry_msgs.msg import TwistStamped
+    from test_ros import GREY, Robot
+    from test_ros_faults import BRIGHT, show, stops_in_time, write_bundle_that_can_hang
+
+    write_bundle_that_can_hang(tmp_path / "toy")
+    with launched(prefix, tmp_path) as graph:
+        robot, wheels, raw = Robot(graph), ros.Wheels(graph), graph.subscribe(TwistStamped, "cmd_vel_raw")
+
+        def pid():
+            return int(raw[-1].header.frame_id.split("@")[1])
+
+        def stopped_and_replaced(strike):
+            wheels.wait_until_driving()
+            before = pid()
+            delay = wheels.stop_delay(strike)
+            show(robot, GREY)
+            wheels.wait_until_driving()
+            assert pid() != before
+            return delay
+
+        assert stops_in_time(lambda: stopped_and_replaced(lambda: os.kill(pid(), signal.SIGKILL)))
+        assert stops_in_time(lambda: stopped_and_replaced(lambda: show(robot, BRIGHT)))

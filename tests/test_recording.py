@@ -1,6 +1,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,9 +17,11 @@ from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from mm_edge.cli import main
 from mm_edge.errors import RecordingError, SampleError
 from mm_edge.messages import to_ros
-from mm_edge.recording import Command, RecordingWriter, Tick, empty_message, read, read_metadata
+from mm_edge.recording import Command, RecordingWriter, Tick, empty_message, partial, read, read_metadata
+from mm_edge.repair import repair
 from mm_edge.types import Action, Audio, Sample, Scan, StreamSpec
 
 SPECS = [
@@ -228,6 +233,17 @@ def test_a_damaged_file_is_refused_or_says_what_it_said(tmp_path_factory, share,
         file.write_bytes(whole)
 
 
+@pytest.mark.parametrize(("topic", "text"), [("tick", "7"), ("tick", "[]"), ("meta", "[1]"), ("outcome", "null")])
+def test_json_that_is_no_object_is_refused(tmp_path, topic, text):
+    """A tick's labels would be joined with commands, far from here."""
+    messages = [("/imu", "sensor_msgs/msg/Imu", T0, lambda m: to_ros("imu", m, T0, SAMPLES[4].data))]
+    messages += [(f"/mm_edge/{topic}", "std_msgs/msg/String", T0 + 1, lambda m: setattr(m, "data", text))]
+    path = foreign_bag(tmp_path / "bag", StoragePlugin.MCAP, messages)
+    with pytest.raises(RecordingError, match="bag: cannot be read: ValueError: expected a JSON object, got "):
+        read_metadata(path)
+        list(read(path, SPECS, {"imu": "imu"}))
+
+
 def test_a_damaged_index_that_loses_a_topic_is_noticed(tmp_path):
     path = record(tmp_path / "episode")
     whole = (path / "episode.mcap").read_bytes()
@@ -235,6 +251,143 @@ def test_a_damaged_index_that_loses_a_topic_is_noticed(tmp_path):
     (path / "episode.mcap").write_bytes(whole[:at] + b"/amu" + whole[at + 4 :])
     with pytest.raises(RecordingError, match=r"episode: damaged: lacks messages of \['/imu'\]"):
         list(read(path, SPECS))
+
+
+# What is left of a recording that was not ended ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """The bytes of a recording whose writer was killed, and where in them each of its 7 chunks begins and ends. The
+    i-th holds the i-th of SAMPLES and a tick."""
+    path, sizes = tmp_path_factory.mktemp("left") / "episode", []
+    with pytest.raises(KeyboardInterrupt), RecordingWriter(path, SPECS) as recording:
+        for sample in SAMPLES:
+            recording.write(sample)
+            recording.tick(sample.arrival_ns)
+            recording.flush()
+            sizes.append((partial(path) / "episode" / "episode.mcap").stat().st_size)
+        raise KeyboardInterrupt
+    data = (partial(path) / "episode" / "episode.mcap").read_bytes()
+    header = 17 + int.from_bytes(data[9:17], "little")
+    begins = [header, *sizes[:-1]]
+    return data, [(begin, begin + 9 + int.from_bytes(data[begin + 1 : begin + 9], "little")) for begin in begins]
+
+
+def leave(path, data):
+    folder = partial(path) / path.name
+    folder.mkdir(parents=True)
+    (folder / f"{path.name}.mcap").write_bytes(data)
+    return path
+
+
+def samples(path):
+    """Though what says which topic is which stream may be lost."""
+    topics = {spec.name: spec.name for spec in SPECS}
+    return [bits(record) for record in read(path, SPECS, topics) if isinstance(record, Sample)]
+
+
+def test_every_whole_chunk_is_kept_wherever_the_file_was_cut(tmp_path, left):
+    data, chunks = left
+    sizes = {0, *(at + by for begin, end in chunks for at in (begin, (begin + end) // 2, end) for by in (-1, 0, 1))}
+    for size in sorted(sizes):
+        path, whole = leave(tmp_path / str(size), data[:size]), sum(end <= size for _, end in chunks)
+        if not whole:
+            with pytest.raises(RecordingError, match=f"{size}.partial: no(thing had been written| chunk is whole)"):
+                repair(path)
+            assert partial(path).exists() == (size > 0)
+            continue
+        repaired = repair(path)
+        assert samples(path) == [bits(sample) for sample in SAMPLES[:whole]]
+        assert read_metadata(path)["ticks"] == whole and not partial(path).exists()
+        assert (path / f"{size}.mcap").read_bytes().startswith(data[: chunks[whole - 1][1]])
+        assert repaired.messages == 1 + 2 * whole  # one says which topic is which stream
+        torn = whole < len(chunks) and size > chunks[whole][0]
+        assert repaired.lost_bytes == (size - chunks[whole][0] if torn else 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_a_flipped_bit_costs_no_other_chunk_than_its_own(tmp_path_factory, left, share, flip):
+    data, chunks = left
+    at, damaged = int(share * len(data)), bytearray(data)
+    damaged[at] ^= flip
+    path = leave(tmp_path_factory.mktemp("flipped") / "episode", damaged)
+    repaired, got, every = repair(path), samples(path), [bits(sample) for sample in SAMPLES]
+    others = [sample for sample, (begin, end) in zip(every, chunks) if not begin <= at < end]
+    assert got == others or (got == every and not repaired.lost)  # what a chunk's head says can be told from the rest
+    file, at = path.joinpath("episode.mcap").read_bytes(), 8
+    while at < len(file) - 8:  # from record to record, as readers go that do not look at the index
+        at += 9 + int.from_bytes(file[at + 1 : at + 9], "little")
+    assert at == len(file) - 8 > len(data)
+
+
+def test_what_was_lost_is_told(tmp_path):
+    """Four chunks of 0.1 s: of the second a bit is flipped, the last is cut where two of its four frames are whole."""
+    path, sizes = tmp_path / "episode", []
+    with pytest.raises(KeyboardInterrupt), RecordingWriter(path, SPECS) as recording:
+        for i in range(16):
+            recording.write(Sample("camera", T0, T0 + i * 25_000_000, RNG.integers(0, 256, (100, 300, 3), np.uint8)))
+            if i % 4 == 3:
+                recording.flush()
+                sizes.append((partial(path) / "episode" / "episode.mcap").stat().st_size)
+        raise KeyboardInterrupt
+    file = partial(path) / "episode" / "episode.mcap"
+    damaged = bytearray(file.read_bytes()[: sizes[2] + 270_000])
+    damaged[sizes[0] + 200_000] ^= 1
+    file.write_bytes(damaged)
+    repaired = repair(path)
+    assert repaired.lost == {"/camera": 4 + 2} and repaired.lost_bytes == sizes[1] - sizes[0] + 270_000
+    assert repaired.lost_s == pytest.approx(0.125 + 0.05)  # from 0.075 to 0.2 s, and from 0.275 to 0.325 s
+    assert str(repaired).startswith(f"{path}: 9 messages of 0.3 s are whole; lost {repaired.lost_bytes} bytes, 0.2 s, ")
+    assert [r.arrival_ns - T0 for r in read(path, SPECS)] == [i * 25_000_000 for i in (0, 1, 2, 3, 8, 9, 10, 11)]
+
+
+@pytest.mark.parametrize("lacks", ["only its name", "metadata.yaml", "the end of its index"])
+def test_of_a_recording_killed_as_it_ended_nothing_is_lost(tmp_path, lacks):
+    path = record(tmp_path / "episode")
+    whole = path.joinpath("episode.mcap").read_bytes()
+    if lacks == "metadata.yaml":
+        path.joinpath("metadata.yaml").unlink()
+    if lacks == "the end of its index":
+        path.joinpath("episode.mcap").write_bytes(whole[:-100])
+    partial(path).mkdir()
+    path.rename(partial(path) / "episode")
+    assert str(repair(path)).split("; ")[1].startswith("nothing that was written is lost")
+    assert path.joinpath("episode.mcap").read_bytes() == whole
+    assert [bits(sample) for sample in read(path, SPECS)] == [bits(sample) for sample in SAMPLES]
+
+
+def test_a_repair_never_overwrites_a_recording(tmp_path, left):
+    path = leave(record(tmp_path / "episode"), left[0])
+    with pytest.raises(RecordingError, match=r"episode: exists already; .*episode.partial is left as it is"):
+        repair(path)
+    assert samples(path) == [bits(sample) for sample in SAMPLES] and partial(path).exists()
+
+
+def test_record_repairs_what_it_finds_and_ends(tmp_path, left, capsys):
+    path = leave(tmp_path / "episode", left[0])
+    assert main(["record", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"{path}: 15 messages of 0.0 s are whole; nothing that was written is lost"
+    )
+    assert samples(path) == [bits(sample) for sample in SAMPLES]
+
+
+def test_an_episode_of_the_simulator_that_is_cut_short_is_not_kept(tmp_path):
+    pytest.importorskip("mujoco", reason="the simulator is not installed")
+    command = [sys.executable, "-m", "mm_edge.cli", "record", str(tmp_path), "--sim", "--seed", "3"]
+    partial(tmp_path / "3").mkdir()  # of one that was killed
+    simulator = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    end = time.monotonic() + 60
+    while not [*tmp_path.glob("3.partial/3/3.mcap")]:
+        assert time.monotonic() < end and simulator.poll() is None
+        time.sleep(0.01)
+    simulator.send_signal(signal.SIGINT)
+    said = simulator.communicate(timeout=60)[1]
+    assert simulator.returncode in (130, -signal.SIGINT) and "Traceback" not in said
+    assert f"{tmp_path}/3.partial: an episode that was cut short; it is recorded anew" in said
+    assert f"{tmp_path}/3: cut short, and not kept" in said and list(tmp_path.iterdir()) == []
 
 
 # Bags of others ----------------------------------------------------------------------------------------------------
@@ -271,7 +424,9 @@ def test_bags_of_others_need_to_be_told_the_topics(tmp_path, plugin):
     assert str(bad) == "camera: expected a stamp, got 0: its driver leaves header.stamp empty"
     assert (command.topic, command.values[0]) == ("cmd_vel", 0.5)
     assert read_metadata(path) == {"ticks": 0}
-    with pytest.raises(RecordingError, match=r"humble: not written by mm_edge: say which of \['/cmd_vel', '/front/im"):
+    with pytest.raises(
+        RecordingError, match=r"humble: knows no streams, only topics: say which of \['/cmd_vel', '/front"
+    ):
         list(read(path, SPECS))
     with pytest.raises(RecordingError, match=r"humble: has no topic \['/image'\]; it has \['/cmd_vel', '/front/im"):
         list(read(path, SPECS, {"camera": "image"}))

@@ -1,8 +1,18 @@
-"""`mm-edge record`: episodes from the simulator, driven by the expert, as ROS 2 bags (MCAP), one folder an episode."""
+"""`mm-edge record OUT`: what a robot senses, does and decides, as a ROS 2 bag (MCAP), until Ctrl-C.
+
+Recorded are the topics of a bundle's streams, its outputs (whose ticks replay repeats) and the commands, or any topics
+by name. It is a process of its own, and no publisher waits for it. Where a power cut or a full disk left OUT.partial,
+`mm-edge record OUT` repairs it, says what was lost and ends; record on under another name. With --sim, episodes from
+the simulator, driven by the expert, are recorded as OUT/<seed>.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,34 +21,86 @@ from tqdm import tqdm
 
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.cli import at_least
+from mm_edge.commands.ros import find_ros
 from mm_edge.errors import EdgeError
 from mm_edge.messages import TOPICS
-from mm_edge.recording import RecordingWriter
+from mm_edge.recording import RecordingWriter, partial
+from mm_edge.repair import repair
 from mm_edge.types import Action, Sample, StreamSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", type=Path, help="folder for the recordings: OUT/<seed>")
-    parser.add_argument("--sim", action="store_true", required=True, help="from the simulator")
-    parser.add_argument("--episodes", type=at_least(1), default=1)
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the first episode")
+    parser.add_argument("out", type=Path, help="folder for the recording; with --sim for the recordings OUT/<seed>")
+    parser.add_argument("--bundle", type=Path, help="whose streams to record (default: the shipped one)")
     parser.add_argument(
-        "--bundle", type=Path, default=SHIPPED, help="whose streams to record (default: the shipped one)"
+        "--topic",
+        action="append",
+        default=[],
+        dest="streams",
+        metavar="STREAM=TOPIC",
+        help="where the robot has a stream of the bundle: camera=/front/image_raw; may be repeated",
     )
+    parser.add_argument(
+        "--topics", nargs="+", default=[], metavar="TOPIC", help="record these, and of a bundle only if it is named"
+    )
+    parser.add_argument(
+        "--min-free-mb",
+        type=at_least(0),
+        default=200,
+        help="end the recording, with status 1, when the disk has less (default 200)",
+    )
+    parser.add_argument("--sim", action="store_true", help="from the simulator")
+    parser.add_argument("--episodes", type=at_least(1), default=1, help="with --sim")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="with --sim: of the first episode")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.sim:
+        return _record_sim(args)
+    if partial(args.out).exists():
+        print(repair(args.out))
+        return 0
+    return _record_robot(args)
+
+
+def _record_robot(args: argparse.Namespace) -> int:
+    """Become `record_node`, so that Ctrl-C and the exit status are its own."""
+    ros = find_ros()
+    bundle = args.bundle or (None if args.topics and not args.streams else SHIPPED)
+    parameters = {
+        "out": str(args.out.resolve()),
+        "bundle": str(bundle.resolve()) if bundle else "",
+        "streams": args.streams,
+        "topics": args.topics,
+        "min_free_mb": float(args.min_free_mb),
+    }
+    given = [
+        a for name, value in parameters.items() if value not in ("", []) for a in ("-p", f"{name}:={json.dumps(value)}")
+    ]
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "mm_edge_ros.record_node", "--ros-args", *given], ros.env)
+
+
+def _record_sim(args: argparse.Namespace) -> int:
     from mm_edge.sim.sensors import TIMING
 
-    streams = Bundle.read(args.bundle).streams
+    bundle = args.bundle or SHIPPED
+    streams = Bundle.read(bundle).streams
     if missing := [spec.name for spec in streams if spec.name not in {*TIMING, "text"}]:
-        raise EdgeError(f"{args.bundle}: the simulator has no stream {missing}, only {[*TIMING, 'text']}")
-    seeds = range(args.seed, args.seed + args.episodes)
-    if there := [str(args.out / str(seed)) for seed in seeds if (args.out / str(seed)).exists()]:
+        raise EdgeError(f"{bundle}: the simulator has no stream {missing}, only {[*TIMING, 'text']}")
+    paths = {seed: args.out / str(seed) for seed in range(args.seed, args.seed + args.episodes)}
+    if there := [str(path) for path in paths.values() if path.exists()]:
         raise EdgeError(f"{there[0]}: exists already; recordings are never overwritten")
     args.out.mkdir(parents=True, exist_ok=True)
-    for seed in tqdm(seeds, "record"):
-        record_episode(args.out / str(seed), seed, streams)
+    for seed, path in tqdm(paths.items(), "record"):
+        if partial(path).exists():
+            print(f"{partial(path)}: an episode that was cut short; it is recorded anew", file=sys.stderr)
+        try:
+            record_episode(path, seed, streams)
+        except BaseException:  # half an episode has no outcome, and its seed gives it again
+            shutil.rmtree(partial(path), ignore_errors=True)
+            print(f"{path}: cut short, and not kept", file=sys.stderr)
+            raise
     return 0
 
 

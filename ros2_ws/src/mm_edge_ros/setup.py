@@ -22,7 +22,8 @@ setup(
     license="Apache-2.0",
     entry_points={
         "console_scripts": [
-            f"{node} = {NAME}.{node}:main" for node in ("edge_node", "watchdog_node", "sim_node", "demo_node")
+            f"{node} = {NAME}.{node}:main"
+            for node in ("edge_node", "watchdog_node", "record_node", "sim_node", "demo_node")
         ]
     },
 )
