@@ -230,12 +230,18 @@ def test_simulated_time_that_stands_still_stops_the_wheels_and_is_reported(graph
     assert graph.wait(lambda: robot.says("edge_node: model", "no tick for"), "diagnostics").level == ERROR
 
 
-def test_a_tick_that_fails_is_reported_until_ticks_go_well_again(graph, toy):
-    graph.nodes.start("edge_node", {"bundle": toy})
-    robot, overlay = Robot(graph), graph.subscribe(Image, "edge/overlay", BEST_EFFORT)
-    graph.wait(lambda: overlay, "overlay")
-    to_ros("image", robot.image, 0, np.zeros((1, 1280, 3), np.uint8))  # one row: no picture can be drawn on it
-    assert graph.wait(lambda: robot.says("edge_node: model", "error: OpenCV"), "diagnostics").level == ERROR
+def test_a_tick_that_fails_is_reported_until_ticks_go_well_again(graph, tmp_path):
+    """Of a model that looks nowhere on a picture brighter than 0.9: NaN is no JSON, so that its output cannot be told."""
+    spoiled = """left = Sub (hard, bright)  root2 = Sqrt (left)  poison2 = Mul (root2, zero)
+        spoiled = Add (weights, poison2)  attention = Reshape (spoiled, grid)"""
+    camera = GRAPHS["camera"].replace("attention = Reshape (weights, grid)", spoiled)
+    camera = onnx_bytes("camera", camera.replace("float one", "float hard = {0.9}, float one"))
+    write_bundle(tmp_path / "toy", manifest(), {**files(), "camera.onnx": camera})
+    graph.nodes.start("edge_node", {"bundle": tmp_path / "toy"})
+    robot = Robot(graph)
+    graph.wait(lambda: robot.says("edge_node: model", "acting"), "diagnostics that all is well")
+    to_ros("image", robot.image, 0, np.full((48, 64, 3), 250, np.uint8))
+    assert graph.wait(lambda: robot.says("edge_node: model", "ValueError"), "diagnostics").level == ERROR
     to_ros("image", robot.image, 0, np.full((48, 64, 3), GREY, np.uint8))
     robot.diagnostics.clear()
     graph.wait(lambda: robot.says("edge_node: model", "acting"), "diagnostics that all is well")
