@@ -231,7 +231,7 @@ def test_simulated_time_that_stands_still_stops_the_wheels_and_is_reported(graph
 
 
 def test_a_tick_that_fails_is_reported_until_ticks_go_well_again(graph, tmp_path):
-    """Of a model that looks nowhere on a picture brighter than 0.9: NaN is no JSON, so that its output cannot be told."""
+    """Of a model that looks nowhere on a picture brighter than 0.9: NaN is no JSON, its output cannot be told."""
     spoiled = """left = Sub (hard, bright)  root2 = Sqrt (left)  poison2 = Mul (root2, zero)
         spoiled = Add (weights, poison2)  attention = Reshape (spoiled, grid)"""
     camera = GRAPHS["camera"].replace("attention = Reshape (weights, grid)", spoiled)
