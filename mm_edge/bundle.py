@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from mm_edge.manifest import FORMAT, GOLDEN, MANIFEST, VOCABULARY, Manifest, par
 from mm_edge.onnx_file import Signature, TensorInfo, read_signature
 from mm_edge.preprocess import Vocabulary
 
+# Bytes that a file may have by its suffix, or else 16 MB. No ONNX file can have more; golden.npz, when unpacked, too.
+LARGEST = {".onnx": 2**31 - 1, ".npz": 2**27}
 SHIPPED = Path(__file__).parent / "bundles" / "drive"
 
 
@@ -105,12 +108,16 @@ def _refuse_path(folder: Path, name: str) -> None:
 
 def _read_file(folder: Path, name: str) -> bytes:
     _refuse_path(folder, name)
+    path, largest = folder / name, LARGEST.get(Path(name).suffix, 2**24)
     try:
-        if (folder / name).resolve().parent != folder.resolve():
-            raise BundleError(f"{folder / name}: a link that leaves the bundle")
-        return (folder / name).read_bytes()
+        if path.resolve().parent != folder.resolve():
+            raise BundleError(f"{path}: a link that leaves the bundle")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > largest:  # a pipe would be waited for without end
+            raise BundleError(f"{path}: expected a file of at most {largest} bytes")
+        return path.read_bytes()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise BundleError(f"{folder / name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise BundleError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _check_graphs(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> None:
@@ -167,7 +174,10 @@ def _expect_tensors(path: Path, what: str, want: dict[str, TensorInfo], got: dic
 def _parse_golden(path: Path, data: bytes) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            size = sum(member.file_size for member in arrays.zip.infolist())
+            if size > LARGEST[".npz"]:
+                raise ValueError(f"expected at most {LARGEST['.npz']} bytes when unpacked, got {size}")
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
     except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
         raise BundleError(f"{path}: {type(error).__name__}: {error}") from None
 

@@ -21,7 +21,10 @@ class SampleError(EdgeError):
     """
 
     def __init__(self, stream: str, expected: str, got: object):
-        super().__init__(f"{stream}: expected {expected}, got {got}")
+        said = str(got)
+        if len(said) > 300:  # a message may hold a text of any length; this goes to every tick's reasons
+            said = f"{said[:300]}... ({len(said)} characters)"
+        super().__init__(f"{stream}: expected {expected}, got {said}")
         self.stream, self.expected, self.got = stream, expected, got
 
 

@@ -160,8 +160,8 @@ def _check(path: Path, m: Manifest) -> None:
         if wrong := _wrong_stream(spec):
             expect(False, f"{spec.name}: {wrong}", spec)
     expect(m.tick.anchor in streams, f"tick.anchor to be one of {streams}", m.tick.anchor)
-    in_order = 0 < m.tick.period_ms <= m.tick.max_period_ms <= m.max_gap_ms
-    expect(in_order, f"0 < period_ms <= max_period_ms <= max_gap_ms ({m.max_gap_ms})", m.tick)
+    in_order = 1 <= m.tick.period_ms <= m.tick.max_period_ms <= m.max_gap_ms
+    expect(in_order, f"1 <= period_ms <= max_period_ms <= max_gap_ms ({m.max_gap_ms})", m.tick)
     expect(m.golden_atol > 0, "golden_atol > 0", m.golden_atol)
 
     needed = {GOLDEN, *(part.file for part in m.parts)}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from array import array
 from collections.abc import Callable
 from dataclasses import asdict
@@ -58,6 +59,7 @@ _ENCODINGS = {
     "yuv422": (2, "COLOR_YUV2RGB_UYVY"),
 }
 _COMPRESSED = {b"\xff\xd8": ("jpeg", b"\xff\xd9"), b"\x89P": ("png", b"IEND\xaeB`\x82")}  # how they begin and end
+_MAX_PIXELS, _MAX_PIXELS_A_BYTE = 2**25, 2048  # 8K, 100 MB when decoded; twice what a black frame comes to
 _DATATYPES = ("", "i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")  # by PointField.datatype
 _INT16, _UINT32, _FLOAT32, _FLOAT64 = 3, 6, 7, 8
 
@@ -128,7 +130,7 @@ def _stamp_ns(spec: StreamSpec, stamp: Any) -> int:
     sec, nanosec = index(stamp.sec), index(stamp.nanosec)
     if (sec, nanosec) == (0, 0):
         raise SampleError(spec.name, "a stamp", "0: its driver leaves header.stamp empty")
-    if sec < 0 or not 0 <= nanosec < NS:
+    if not (0 <= sec < 2**31 and 0 <= nanosec < NS):
         raise SampleError(spec.name, "a stamp of whole seconds and nanoseconds", f"{sec} s, {nanosec} ns")
     return sec * NS + nanosec
 
@@ -148,17 +150,37 @@ def _image(spec: StreamSpec, msg: Any) -> np.ndarray:
 
 
 def _compressed_image(spec: StreamSpec, msg: Any) -> np.ndarray:
-    data = np.frombuffer(msg.data, np.uint8)
-    name, end = _COMPRESSED.get(data[:2].tobytes(), ("", b""))
+    data = np.frombuffer(msg.data, np.uint8).tobytes()
+    name, end = _COMPRESSED.get(data[:2], ("", b""))
     if not name:
-        raise SampleError(spec.name, "jpeg or png", f"format {msg.format!r} beginning with {data[:4].tobytes()!r}")
-    if not data.tobytes().rstrip(b"\0").endswith(end):  # cv2 would invent the part that is missing
+        raise SampleError(spec.name, "jpeg or png", f"format {msg.format!r} beginning with {data[:4]!r}")
+    if not data.rstrip(b"\0").endswith(end):  # cv2 would invent the part that is missing
         raise SampleError(spec.name, f"a whole {name}", f"{len(data)} bytes without its end")
+    most = min(_MAX_PIXELS, _MAX_PIXELS_A_BYTE * len(data))
+    if (pixels := _claimed_pixels(data)) > most:
+        raise SampleError(spec.name, f"at most {most} pixels in a {name} of {len(data)} bytes", pixels)
     cv2 = _cv2()
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise SampleError(spec.name, f"a {name} that can be decoded", f"{len(data)} bytes that cannot")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _claimed_pixels(data: bytes) -> int:
+    """How many pixels a jpeg or png says it has: cv2 takes time and memory for all of them, and for all that a chunk
+    of a png says it holds, however few bytes there are. Raises ValueError, struct.error or IndexError for one that is
+    not made of whole segments."""
+    if data[:2] == b"\x89P":
+        at = 8
+        while data[at : at + 8] != b"\0\0\0\0IEND":
+            at += 12 + struct.unpack_from(">I", data, at)[0]
+        return math.prod(struct.unpack_from(">II", data, 16))
+    at = 2
+    while data[at] == 0xFF and data[at + 1] >= 0xC0 and not 0xD0 <= data[at + 1] <= 0xD9:  # those have no size
+        if data[at + 1] in b"\xc0\xc1\xc2\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf":  # start of frame
+            return math.prod(struct.unpack_from(">HH", data, at + 5))
+        at += 1 if data[at + 1] == 0xFF else 2 + struct.unpack_from(">H", data, at + 2)[0]
+    raise ValueError(f"no jpeg segment at byte {at}")
 
 
 def _cv2() -> Any:
@@ -173,6 +195,9 @@ def _scan(spec: StreamSpec, msg: Any) -> Scan:
     ranges = np.asarray(msg.ranges, np.float32)
     if ranges.ndim != 1 or len(ranges) == 0:
         raise SampleError(spec.name, "ranges", f"shape {ranges.shape}")
+    beams = (msg.angle_max - msg.angle_min) / msg.angle_increment + 1 if msg.angle_increment else math.nan
+    if abs(len(ranges) - beams) > max(2, 0.02 * beams):  # drivers count differently, but not that much
+        raise SampleError(spec.name, f"{beams:.0f} ranges from angle_min to angle_max", f"{len(ranges)}")
     return Scan(ranges, *(float(getattr(msg, f)) for f in ("angle_min", "angle_increment", "range_min", "range_max")))
 
 
@@ -231,8 +256,12 @@ def _cloud(spec: StreamSpec, msg: Any, wanted: dict[str, int]) -> np.ndarray:
     order = ">" if msg.is_bigendian else "<"
     formats = [(order + _DATATYPES[kind], (index(fields[name].count),)) for name, kind in wanted.items()]
     offsets = [index(fields[name].offset) for name in wanted]
-    if min(offsets) < 0 or min(shape[0] for _, shape in formats) < 1:
-        raise SampleError(spec.name, "fields with an offset and a count", f"offsets {offsets}, formats {formats}")
+    # numpy adds these up in 32 bits, and would read far outside the message.
+    ends = [offset + int(kind[-1]) * count for offset, (kind, (count,)) in zip(offsets, formats)]
+    if min(offsets) < 0 or min(shape[0] for _, shape in formats) < 1 or max(ends) > point_step:
+        raise SampleError(
+            spec.name, f"fields within a point of {point_step} bytes", f"offsets {offsets}, formats {formats}"
+        )
     record = np.dtype({"names": [*wanted], "formats": formats, "offsets": offsets, "itemsize": point_step})
     data = _bytes(spec, msg.data, row_step * height, f"{height} rows of {row_step} bytes")
     return np.ndarray((height, width), record, data, strides=(row_step, point_step))

@@ -12,7 +12,8 @@ import numpy as np
 from mm_edge.errors import MissingDependency
 from mm_edge.types import Action, Attention, Output
 
-MIN_WIDTH = 640  # smaller frames are enlarged to this, so that text can be read
+MIN_WIDTH = 640  # smaller frames are enlarged to this, so that text can be read,
+MAX_HEIGHT = 1280  # unless they become higher than this
 BAR = 54  # height of the bar below the frame
 INK, DIM, BAD, GOOD, AMBER, SHADE = (
     (240, 240, 240),
@@ -35,8 +36,8 @@ def draw(rgb: np.ndarray, output: Output, title: str = "") -> np.ndarray:
         import cv2
     except ImportError:
         raise MissingDependency("drawing overlays", "cv2", "camera") from None
-    scale = max(1.0, MIN_WIDTH / rgb.shape[1])
-    width, height = (2 * round(n * scale / 2) for n in rgb.shape[1::-1])
+    scale = max(1.0, min(MIN_WIDTH / rgb.shape[1], MAX_HEIGHT / rgb.shape[0]))
+    width, height = (max(2, 2 * round(n * scale / 2)) for n in rgb.shape[1::-1])
     frame = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_CUBIC)
     if output.attention:
         frame = _heat(cv2, frame, output.attention[0])
@@ -117,7 +118,7 @@ def _bar(cv2, width: int, output: Output) -> np.ndarray:
 def _write(
     cv2, image: np.ndarray, text: str, at: tuple[int, int], colour: tuple[int, int, int], size: float = 0.5
 ) -> None:
-    text = text.encode("ascii", "replace").decode()  # what cv2's font has
+    text = text[:1000].encode("ascii", "replace").decode()  # what the font of cv2 has, and a wide frame has room for
     room = image.shape[1] - at[0] - 8
     while text and _width(cv2, text, size) > room:
         text = text[:-4] + "..." if len(text) > 6 else ""

@@ -19,7 +19,9 @@ from mm_edge.align import TickRule
 from mm_edge.errors import RecordingError, SampleError
 from mm_edge.faults import Faults, in_order
 from mm_edge.recording import Command, Tick, read, read_metadata
-from mm_edge.types import Output, Sample, StreamSpec
+from mm_edge.types import NS, Output, Sample, StreamSpec
+
+PAUSE_S = 60.0  # nothing arrives for longer: the clock was set, or the recording stood still
 
 Record = Sample | SampleError | Command | Tick
 
@@ -76,7 +78,8 @@ def replay(pipeline: Any, events: Iterable[Sample | SampleError | Tick]) -> Iter
 
 
 def _with_ticks(records: Iterable[Record], tick: TickTimes) -> Iterator[Record]:
-    """Tick as a robot with an exact timer would: as the anchor arrives, and `max_period_ms` after a tick without."""
+    """Tick as a robot with an exact timer would: as the anchor arrives, and `max_period_ms` after a tick without. From
+    1970, where a robot may begin, until now that would be without end: a pause of more than PAUSE_S has no ticks."""
     rule, period_ns = TickRule(tick.anchor, tick.max_period_ms), round(tick.max_period_ms * 1e6)
     now_ns = 0  # a SampleError has no time: it goes with what arrived before it
     due_ns: int | None = None
@@ -87,6 +90,8 @@ def _with_ticks(records: Iterable[Record], tick: TickTimes) -> Iterator[Record]:
         return now_ns
 
     for arrival_ns, arrived in groupby(records, time_ns):
+        if due_ns is not None and arrival_ns - due_ns > PAUSE_S * NS:
+            due_ns = None
         while due_ns is not None and due_ns < arrival_ns:
             yield Tick(due_ns, {})
             rule.ticked(due_ns)

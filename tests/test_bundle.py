@@ -103,7 +103,8 @@ def set_in(*path):
         (set_in("streams", 1, "window_ms", 0), "imu: window_ms above 0"),
         (set_in("streams", 1, "window_ms", 4e-7), "imu: window_ms above 0"),
         (set_in("tick", "anchor", "radar"), "tick.anchor to be one of"),
-        (set_in("tick", "period_ms", 200), "0 < period_ms <= max_period_ms"),
+        (set_in("tick", {"anchor": "camera", "period_ms": 1e-9, "max_period_ms": 1e-9}), "1 <= period_ms"),
+        (set_in("tick", "period_ms", 200), "1 <= period_ms <= max_period_ms"),
         (set_in("parts", 0, "name", "../text"), "names of a-z, 0-9 and _"),
         (set_in("parts", 0, "stream", "radar"), "text.stream to be null or one of"),
         (set_in("parts", 1, "uses", {"text": "fusion.action"}), "camera.text expects an output of a part before it"),
@@ -136,6 +137,27 @@ def test_a_link_that_leaves_the_folder_is_refused(toy, tmp_path):
     (toy / "camera.onnx").symlink_to(tmp_path / "camera.onnx")
     with pytest.raises(BundleError, match=r"camera.onnx: a link that leaves the bundle"):
         Bundle.read(toy)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(toy):
+    (toy / "camera.onnx").unlink()
+    os.mkfifo(toy / "camera.onnx")
+    with pytest.raises(BundleError, match=r"camera.onnx: expected a file of at most 2147483647 bytes"):
+        Bundle.read(toy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "camera.onnx", "golden.npz"])
+def test_a_file_larger_than_memory_is_not_read(toy, name):
+    os.truncate(toy / name, 2**40)  # a terabyte, of which the disk holds nothing
+    with pytest.raises(BundleError, match=f"{name}: expected a file of at most"):
+        Bundle.read(toy)
+
+
+def test_a_golden_trace_that_is_small_until_it_is_unpacked_is_refused(toy):
+    file = io.BytesIO()
+    np.savez_compressed(file, dt=np.zeros(2**27 + 1, np.uint8))
+    with pytest.raises(BundleError, match=r"golden.npz: ValueError: expected at most 134217728 bytes when unpacked"):
+        Bundle.read(rewrite(toy, golden__npz=file.getvalue()))
 
 
 def test_a_graph_must_take_and_give_what_the_manifest_says(toy):

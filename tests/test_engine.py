@@ -1,9 +1,11 @@
 """Parts carry their state, drop what is not finite, and prove themselves on the golden trace."""
 
+import io
 import sys
 from types import ModuleType
 
 import numpy as np
+import onnx
 import pytest
 from toy_bundle import STREAMS, Toy, files, golden_ticks, manifest, onnx_bytes, share, write_toy_bundle
 
@@ -149,6 +151,26 @@ def test_a_graph_that_the_engine_refuses_is_named(tmp_path):
         engine.load(write_bundle(tmp_path / "b", manifest(), contents), "cpu")
 
 
+def test_a_graph_that_the_engine_refuses_leaves_stdout_alone(tmp_path, capfd):
+    """Outputs go there. Of an error with a byte that is no text ONNX Runtime's fallback would tell it all."""
+    contents = files() | {"imu.onnx": onnx_bytes("imu").replace(b"Identity", b"Ident\xffty")}
+    with pytest.raises(EngineError, match=r"imu.onnx: onnxruntime .* refuses it"):
+        engine.load(write_bundle(tmp_path / "b", manifest(), contents), "cpu")
+    assert capfd.readouterr().out == ""
+
+
+def test_an_output_may_have_a_dot_in_its_name(tmp_path):
+    """As torch names them. Of "imu.first.token" the part is imu."""
+    graph = onnx.load_from_string(onnx_bytes("imu"))
+    for node in graph.graph.node:
+        node.output[:] = ["first.token" if name == "token" else name for name in node.output]
+    graph.graph.output[2].name = "first.token"
+    changed = manifest()
+    changed["parts"][3]["uses"]["imu"] = "imu.first.token"
+    contents = files() | {"imu.onnx": graph.SerializeToString()}
+    assert tick(engine.load(write_bundle(tmp_path / "b", changed, contents), "cpu"), text=GO).reasons == ()
+
+
 @pytest.mark.parametrize("wrong", [0.01, np.nan])
 def test_a_model_that_does_not_reproduce_its_golden_trace_is_refused(tmp_path, wrong):
     ticks = golden_ticks()
@@ -163,6 +185,13 @@ def test_a_golden_trace_that_does_not_fit_is_refused(tmp_path):
     contents = files() | {"golden.npz": golden.pack(STREAMS[1:], golden_ticks())}
     with pytest.raises(BundleError, match=r"golden.npz: camera.x: expected uint8 \(12, 8, 8, 3\), got nothing"):
         engine.load(write_bundle(tmp_path / "b", manifest(), contents), "cpu")
+
+
+def test_a_golden_trace_whose_times_are_one_number_is_refused(tmp_path):
+    file = io.BytesIO()
+    np.savez(file, **{**np.load(io.BytesIO(files()["golden.npz"])), "dt": np.float64(0.1)})
+    with pytest.raises(BundleError, match=r"golden.npz: dt: expected float64 \(1,\), got float64 \(\)"):
+        engine.load(write_bundle(tmp_path / "b", manifest(), files() | {"golden.npz": file.getvalue()}), "cpu")
 
 
 def test_a_golden_trace_is_packed_and_unpacked_bit_for_bit(bundle):

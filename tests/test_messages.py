@@ -169,14 +169,60 @@ def test_compressed_images(new, suffix):
         refusal("image", message(bad), COMPRESSED)
 
 
-def test_a_png_that_claims_more_pixels_than_cv2_takes(new):
-    png = bytearray(cv2.imencode(".png", RGB)[1].tobytes())
-    png[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height
-    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+def compressed(new, data):
     msg = new(COMPRESSED)
     msg.header.stamp.sec = 1
-    msg.data = np.frombuffer(bytes(png), np.uint8) if isinstance(msg.data, np.ndarray) else bytes(png)
-    assert refusal("image", msg, COMPRESSED).startswith(f"s: expected a well-formed {COMPRESSED}, got error: OpenCV")
+    msg.data = np.frombuffer(bytes(data), np.uint8) if isinstance(msg.data, np.ndarray) else bytes(data)
+    return msg
+
+
+@pytest.mark.parametrize("side", [400, 6_000, 60_000])
+def test_a_png_that_claims_many_more_pixels_than_it_holds(new, side):
+    """cv2 would take seconds and gigabytes for them, or refuse them itself."""
+    png = bytearray(cv2.imencode(".png", RGB)[1].tobytes())
+    png[16:24] = side.to_bytes(4, "big") * 2  # width and height
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    assert refusal("image", compressed(new, png), COMPRESSED) == (
+        f"s: expected at most 159744 pixels in a png of 78 bytes, got {side**2}"
+    )
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_black_frame_is_many_pixels_in_few_bytes(new, suffix):
+    black = np.zeros((1080, 1920), np.uint8)
+    data = cv2.imencode(suffix, black, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
+    assert_same(read("image", compressed(new, data), COMPRESSED).data, np.zeros((1080, 1920, 3), np.uint8))
+
+
+def test_a_png_of_more_pixels_than_any_camera_has(new):
+    data = cv2.imencode(".png", np.zeros((2**12, 2**13 + 1), np.uint8))[1].tobytes()
+    got = f"s: expected at most 33554432 pixels in a png of {len(data)} bytes, got 33558528"
+    assert refusal("image", compressed(new, data), COMPRESSED) == got
+
+
+@pytest.mark.parametrize("chunk", [b"IDAT", b"IEND"])
+def test_a_png_with_a_chunk_that_claims_half_a_gigabyte(new, chunk):
+    """cv2 would take as much memory before it looks for the bytes."""
+    png = bytearray(cv2.imencode(".png", RGB)[1].tobytes())
+    at = png.index(chunk) - 4
+    png[at : at + 4] = (2**29).to_bytes(4, "big")
+    assert "expected a well-formed sensor_msgs/msg/CompressedImage" in refusal(
+        "image", compressed(new, png), COMPRESSED
+    )
+
+
+def test_a_jpeg_that_claims_many_more_pixels_than_it_holds(new):
+    jpeg = bytearray(cv2.imencode(".jpg", RGB)[1].tobytes())
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = (60_000).to_bytes(2, "big") * 2  # height and width
+    for padding in (b"", b"\xff\xff"):  # which may lie between segments
+        jpeg[frame:frame] = padding
+        assert refusal("image", compressed(new, jpeg), COMPRESSED).endswith(" bytes, got 3600000000")
+    # Where libjpeg goes on: after a marker that has no size, and at the next marker after bytes that are none. What
+    # follows must not be taken for a size, or a frame, behind which the true one hides.
+    for hidden in (b"\xff\xd0", b"\x00\xc0\x00\x0b\x08\x00\x01\x00\x01"):
+        hides = jpeg[:frame] + hidden + jpeg[frame:]
+        assert f"ValueError: no jpeg segment at byte {frame}" in refusal("image", compressed(new, hides), COMPRESSED)
 
 
 def test_images_that_contradict_themselves(new):
@@ -205,13 +251,25 @@ def test_a_message_of_the_wrong_type(new):
 
 @pytest.mark.parametrize(
     ("sec", "nanosec", "got"),
-    [(0, 0, "0: its driver leaves header.stamp empty"), (-1, 5, "-1 s, 5 ns"), (1, 10**9, "1 s, 1000000000 ns")],
+    [
+        (0, 0, "0: its driver leaves header.stamp empty"),
+        (-1, 5, "-1 s, 5 ns"),
+        (1, 10**9, "1 s, 1000000000 ns"),
+        (2**31, 5, "2147483648 s, 5 ns"),
+        (2**70, 5, "1180591620717411303424 s, 5 ns"),
+    ],
 )
 @pytest.mark.parametrize("kind", ["image", "scan", "imu"])
 def test_stamps_that_are_none(new, kind, sec, nanosec, got):
     msg = filled(new, kind)
     msg.header.stamp.sec, msg.header.stamp.nanosec = sec, nanosec
     assert refusal(kind, msg).endswith(f"got {got}")
+
+
+def test_what_a_message_holds_is_told_in_part_if_it_is_long(new):
+    msg = filled(new, "image")
+    msg.encoding = "x" * 100_000
+    assert refusal("image", msg).endswith(f", got '{'x' * 299}... (100002 characters)")
 
 
 def test_an_imu_that_says_it_measured_nothing(new):
@@ -237,7 +295,16 @@ def test_points_of_any_layout(new):
     msg.fields[0].datatype = 8
     assert "expected fields (name: datatype) {'x': 7, 'y': 7, 'z': 7}, got {'x': 8" in refusal("points", msg)
     msg.fields[0].datatype, msg.fields[0].offset = 7, 17
-    assert "expected a well-formed" in refusal("points", msg)
+    assert "expected fields within a point of 20 bytes, got offsets [17, 4, 0]" in refusal("points", msg)
+
+
+@pytest.mark.parametrize("kind", ["audio", "points"])
+@pytest.mark.parametrize(("field", "value"), [("offset", 2**31 - 1), ("count", 2**30), ("count", 2**32 - 1)])
+def test_a_point_with_a_field_that_ends_beyond_what_numpy_can_count(new, kind, field, value):
+    """numpy reckons in 32 bits, takes it for one within the point, and reads where there is no memory."""
+    msg = filled(new, kind)
+    setattr(msg.fields[2], field, value)
+    assert "expected fields within a point of " in refusal(kind, msg)
 
 
 @pytest.mark.parametrize(

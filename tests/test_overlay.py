@@ -85,3 +85,15 @@ def test_a_clip_can_be_played_and_its_strip_has_a_row_an_episode(tmp_path):
 
 def test_no_frames_no_files(tmp_path):
     assert Clip(tmp_path).close() == []
+
+
+@pytest.mark.parametrize(("shape", "drawn"), [((30_000, 1), (30_000 + BAR, 2)), ((1, 30_000), (2 + BAR, 30_000))])
+def test_a_frame_that_is_hardly_one_is_not_enlarged_to_gigabytes(shape, drawn):
+    picture = draw(np.zeros((*shape, 3), np.uint8), output(), "drive to the red ball")
+    assert picture.shape == (*drawn, 3)
+
+
+def test_a_reason_of_any_length_is_cut_to_the_frame_at_once():
+    """Letter by letter, a hundred thousand would take minutes."""
+    said = [draw(np.zeros((480, 640, 3), np.uint8), output(reasons=("x" * n,))) for n in (300, 100_000)]
+    np.testing.assert_array_equal(*said)

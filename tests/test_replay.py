@@ -76,6 +76,16 @@ def test_without_ticks_the_rule_says_when(path):
         events(path, STREAMS)
 
 
+def test_a_clock_that_was_set_does_not_tick_through_the_years(path):
+    """As of a robot that begins in 1970 and then hears what time it is. A pause of a minute is still ticked through."""
+    with RecordingWriter(path, STREAMS) as recording:
+        for arrival_ms in (-T0 // MS + 1, 0, 60_100):
+            recording.write(imu(arrival_ms))
+    told = story(path, tick=Rule())
+    assert told[:5] == ["imu -999999", "tick -999999", "imu 0", "tick 0", "tick 100"]
+    assert told[-3:] == ["tick 60000", "imu 60100", "tick 60100"] and len(told) == 606
+
+
 def test_what_is_no_sample_comes_as_the_error_that_says_why(path):
     """And starts no clock: a robot that was told nothing has nothing to tick for."""
     with RecordingWriter(path, STREAMS) as recording:

@@ -44,7 +44,7 @@ def pack(streams: Sequence[StreamSpec], ticks: Sequence[tuple[ModelInputs, dict[
 
 def unpack(bundle: Bundle) -> list[tuple[ModelInputs, dict[str, np.ndarray]]]:
     """The ticks of a bundle's trace. Raises BundleError if it does not fit the bundle."""
-    arrays, k, m = bundle.golden, len(bundle.golden.get("dt", ())), len(bundle.streams)
+    arrays, k, m = bundle.golden, np.size(bundle.golden.get("dt", ())), len(bundle.streams)
     want: dict[str, tuple[Any, tuple[int, ...]]]
     want = {"dt": (np.float64, (k,)), "reset": (bool, (k,)), "mask": (np.float32, (k, m)), "age": (np.float32, (k, m))}
     for spec in bundle.streams:

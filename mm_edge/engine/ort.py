@@ -34,7 +34,8 @@ class OrtGraph:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(onnx, options, providers=[PROVIDERS[device]])
+            # Without its fallback, which prints to stdout, where outputs go.
+            session = onnxruntime.InferenceSession(onnx, options, providers=[PROVIDERS[device]], enable_fallback=0)
         except Exception as error:  # ONNX Runtime has a dozen kinds without a common base
             raise EngineError(f"{describe(device)} refuses it: {error}") from None
         if session.get_providers()[0] != PROVIDERS[device]:  # it falls back without an error

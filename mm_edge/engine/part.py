@@ -117,9 +117,9 @@ class Model:
         self.parts = {spec.name: Part(spec, open_graph(spec, bundle.contents[spec.file])) for spec in bundle.parts}
         for part in self.parts.values():
             for name, source in part.spec.uses.items():
-                producer, output = source.split(".")
+                producer, output = source.split(".", 1)
                 self.parts[producer].link(output, part.graph.inputs[name])
-        self._outputs = [(name, *source.split(".")) for name, source in bundle.outputs.sources().items()]
+        self._outputs = [(name, *source.split(".", 1)) for name, source in bundle.outputs.sources().items()]
         self._index = {spec.name: i for i, spec in enumerate(bundle.streams)}
 
     def step(self, inputs: ModelInputs) -> ModelOutputs:
