@@ -34,7 +34,7 @@ VALUES = {"drop": "=0.3", "delay": "=200ms", "jitter": "=50ms", "skew": "=300ms"
 
 
 def soak(hours: float, seed: int = 0) -> dict[str, Any]:
-    """Counts of what happened; resident memory after the first hour (or tenth, if less) and at the end."""
+    """Counts of what happened; resident memory after each hour (or tenth, if less), and by how much it grew."""
     rng = np.random.default_rng(seed)
     bundle = Bundle.read(SHIPPED)
     pipeline = Pipeline(bundle, "cpu")
@@ -42,10 +42,11 @@ def soak(hours: float, seed: int = 0) -> dict[str, Any]:
     sensors = {spec.name: samples(spec, bundle) for spec in bundle.streams if not spec.latched}
     period_ns = round(bundle.tick.period_ms * 1e6)
     counts: Counter[str] = Counter()
-    t_ns, offset_ns, started_mb = NS, 0, 0.0  # the sensors' clock, and the robot's beside it
+    t_ns, offset_ns = NS, 0  # the sensors' clock, and the robot's beside it
     faults, until_ns = Faults([], kinds), 0
     bar = tqdm(total=round(hours * HOUR_S), unit=" s", unit_scale=True)
-    settled_ns = t_ns + round(min(1.0, hours / 10) * HOUR_S * NS)
+    look_ns = hour_ns = round(min(1.0, hours / 10) * HOUR_S * NS)
+    hourly_mb = list[float]()  # or of each tenth, if that is less
     waiting: list[Sample] = []
     while t_ns < NS + hours * HOUR_S * NS:
         if t_ns >= until_ns:
@@ -77,17 +78,12 @@ def soak(hours: float, seed: int = 0) -> dict[str, Any]:
         if counts["ticks"] % 15 == 0:
             pipeline.health(t_ns + offset_ns)
             bar.update(round((t_ns - NS) / NS) - bar.n)
-        if not started_mb and t_ns >= settled_ns:
-            started_mb = resident_mb()
+        if t_ns - NS >= look_ns:
+            look_ns += hour_ns
+            hourly_mb.append(round(resident_mb(), 1))
     bar.close()
-    ended_mb = resident_mb()
-    growth = (ended_mb - started_mb) / started_mb
-    return {
-        "hours": hours,
-        **counts,
-        "resident_mb": [round(started_mb, 1), round(ended_mb, 1)],
-        "growth": round(growth, 4),
-    }
+    growth = round(hourly_mb[-1] / hourly_mb[0] - 1, 4)
+    return {"hours": hours, **counts, "resident_mb": hourly_mb, "growth": growth}
 
 
 def _draw(kinds: dict[str, str], rng: np.random.Generator) -> list[Fault]:
