@@ -433,7 +433,7 @@ def test_whatever_comes_nothing_is_from_the_future_goes_back_without_a_reset_or_
             jumped = last is not None and event < last
             again = stream.counts["reanchored"] > before.get(name, (0, 0))[1]
             if seen.stamp_ns and not jumped and not again:
-                assert seen.stamp_ns >= before.get(name, (0, 0))[0]
+                assert seen.stamp_ns >= before.get(name, (-(10**18), 0))[0]
             assert not (seen.fresh and not seen.present) and seen.dt_s > 0
             before[name] = (seen.stamp_ns, stream.counts["reanchored"])
         last = event

@@ -173,9 +173,8 @@ class _Driver:
         self.latency_ms: list[float] = []
 
     def push(self, sample: Sample) -> None:
-        if sample.stream == self._anchor:
+        if self._pipeline.push(sample) and sample.stream == self._anchor:
             self._frame = sample
-        self._pipeline.push(sample)
 
     def due(self, now_ns: int) -> bool:
         return self._pipeline.due(now_ns)
