@@ -112,7 +112,8 @@ class Aligner:
     def counts(self, stream: str) -> Counter[str]:
         """How many samples of `stream` were `admitted`, `late`, `duplicate`, `future`, lost to `overflow` or
         `reanchored`; for audio also `gap` and `overlap`."""
-        return self.streams[stream].counts
+        counted = self.streams[stream]
+        return Counter({**counted.counts, "admitted": counted.admitted})
 
 
 class TickRule:
@@ -197,7 +198,8 @@ class Stream:
     """A stream of which the newest sample counts.
 
     Attributes:
-        counts: see `Aligner.counts`. misplaced: how many were late, duplicate or from the future.
+        admitted: how many samples were. counts: of what else happened, see `Aligner.counts`.
+        misplaced: how many samples were late, duplicate or from the future.
         refusal: why the last of these was refused; empty if none was.
         recent: stamp and arrival, in ns, of the last RECENT samples that were admitted.
         offset_ns: what is subtracted from its stamps since its clock was found to be off; 0 if it never was.
@@ -217,7 +219,7 @@ class Stream:
         # Room for what arrives between two windows even when ticks stand still for a second; beyond it the oldest go.
         self.pending: deque[Sample] = deque(maxlen=max(16, int(spec.rate_hz * (1.0 + spec.window_ms / 1e3) * 2)))
         self.counts: Counter[str] = Counter()
-        self.offset_ns = self.misplaced = 0
+        self.offset_ns = self.admitted = self.misplaced = 0
         self.refusal = ""
         self._not_yet: list[Sample] = []  # drained, but arrived after the last window
         self._anew = False  # its clock was set: nothing that was remembered goes on
@@ -301,7 +303,7 @@ class Stream:
             return self._refuse(why, sample, stamp_ns - arrival_ns)
         if self._skews_ns:
             self._skews_ns.clear()
-        self.counts["admitted"] += 1
+        self.admitted += 1
         self.arrival_ns = arrival_ns
 
     def _refuse(self, why: str, sample: Sample, skew_ns: int) -> None:
@@ -390,9 +392,9 @@ class _Sound(Stream):
         super().clear()
         n = round(self.spec.window_ms * self.spec.sample_rate_hz / 1e3)
         # The last n samples before `_at` are the window. Longer than that, so that samples seldom have to move.
-        self._samples, self._valid = np.zeros((4 * n, self.spec.channels), np.int16), np.ones(4 * n, bool)
-        self._valid[:n] = False  # what is still to come is valid unless it is missed
-        self._n, self._at = n, n
+        # What windows have shown never changes: what is full is left to them.
+        self._n = self._at = n
+        self._samples, self._valid = self._room(np.zeros((n, self.spec.channels), np.int16), np.zeros(n, bool))
         self._end: int | None = None  # number of the sample after the newest, which is at `_at`
         self._chunk = 0  # samples of the newest chunk
 
@@ -415,6 +417,7 @@ class _Sound(Stream):
         last = first + len(sample.data.samples)
         if first < self._at - self._n or last > self._at or self._valid[first:last].any():
             return False
+        self._samples, self._valid = self._samples.copy(), self._valid.copy()
         self._samples[first:last], self._valid[first:last] = sample.data.samples, True
         return True
 
@@ -436,6 +439,11 @@ class _Sound(Stream):
             self.recent.clear()
         self.data = data
 
+    def _room(self, samples: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """These, and room for three times as many to come, which are valid unless they are missed."""
+        more = 3 * self._n
+        return np.pad(samples, ((0, more), (0, 0))), np.pad(valid, (0, more), constant_values=True)
+
     def _miss(self, n: int) -> None:
         self._append(np.zeros((n, self.spec.channels), np.int16))
         self._valid[self._at - n : self._at] = False
@@ -443,16 +451,14 @@ class _Sound(Stream):
     def _append(self, samples: np.ndarray) -> None:
         to = self._at + len(samples)
         if to > len(self._valid):
-            for array in (self._samples, self._valid):
-                array[: self._n] = array[self._at - self._n : self._at]
-            self._valid[self._n :] = True
+            self._samples, self._valid = self._room(*self._window())
             self._at, to = self._n, self._n + len(samples)
         self._samples[self._at : to] = samples
         self._at = to
 
     def _window(self) -> tuple[np.ndarray, np.ndarray]:
         last = slice(self._at - self._n, self._at)
-        return self._samples[last].copy(), self._valid[last].copy()
+        return self._samples[last], self._valid[last]
 
 
 def _same(a: Any, b: Any) -> bool:

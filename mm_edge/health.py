@@ -87,7 +87,7 @@ class StreamMonitor:
     def look(self, view: View) -> tuple[str, ...]:
         """What is wrong with the stream besides its absence, at this tick; refusals since the last."""
         if view.fresh:
-            if self._stream.counts["admitted"] >= self._judge_at and not self.spec.latched:
+            if self._stream.admitted >= self._judge_at and not self.spec.latched:
                 self._timing = self._judge(view)
         elif not view.present:
             self._timing = ()
@@ -103,8 +103,7 @@ class StreamMonitor:
 
     def report(self, now_ns: int, view: View) -> StreamHealth:
         """How the stream fares at `now_ns`, seen like this."""
-        counts = dict(self._stream.counts)
-        self._measure(now_ns, counts.get("admitted", 0))
+        self._measure(now_ns, self._stream.admitted)
         absent = absence(self.spec, view)
         reasons = [absent, *self._timing]
         if new := self._refused - self._refused_reported:
@@ -114,7 +113,7 @@ class StreamMonitor:
             reasons.append(f"{new} out of time, the last {self._stream.refusal}")
             self._misplaced_reported += new
         found = tuple(reason for reason in reasons if reason)
-        counted = {**counts, "refused": self._refused}
+        counted = {"admitted": self._stream.admitted, **self._stream.counts, "refused": self._refused}
         return StreamHealth(
             self.spec.name, self.spec.required, absent is not None, found, view.age_s, self._rate_hz, counted
         )
@@ -122,7 +121,7 @@ class StreamMonitor:
     def _judge(self, view: View) -> tuple[str, ...]:
         """What is wrong with the stream's time, by its last samples; anew after so many that none is passed over."""
         stream, name, found = self._stream, self.spec.name, self._lossy
-        admitted, recent = stream.counts["admitted"], stream.recent
+        admitted, recent = stream.admitted, stream.recent
         self._judge_at = admitted + RECENT - 1
         if len(recent) < RECENT:  # it begins, or its clock was set
             self._many, found = None, ()

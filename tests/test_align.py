@@ -353,6 +353,20 @@ def test_a_chunk_that_begins_in_the_one_before_adds_what_is_new():
     assert aligner.counts("audio")["overlap"] == 1
 
 
+def test_what_a_window_has_shown_never_changes():
+    aligner, shown = Aligner([AUDIO], tick_period_s=0.1), []
+    aligner.push(sound(0, 1))
+    for first in range(2, 40):
+        aligner.push(sound(first, first + 1))
+        if first == 3:
+            aligner.push(sound(1, 2, arrival_ms=4))  # late, and it fills the hole that the window before had shown
+        seen = view(aligner, first + 1, "audio")
+        shown.append((seen, seen.data[:, 0].tolist(), seen.valid.tolist()))
+    assert shown[0][1:] == ([1, 0, 3], [True, False, True])
+    assert shown[1][1:] == ([2, 3, 4], [True, True, True])
+    assert all((seen.data[:, 0].tolist(), seen.valid.tolist()) == (*then,) for seen, *then in shown)
+
+
 @st.composite
 def arrivals(draw):
     """Frames of any rate from 0.1 to 1,000 Hz with jitter, latency, loss and duplicates, pushed in any order."""
