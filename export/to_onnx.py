@@ -13,31 +13,27 @@ import io
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mm_edge.align import Aligner, Window
 from mm_edge.bundle import write_bundle
 from mm_edge.engine import golden
-from mm_edge.engine.part import ModelInputs
+from mm_edge.engine.part import Fresh, ModelInputs
 from mm_edge.errors import EdgeError, EngineError, MissingDependency
 from mm_edge.manifest import GOLDEN, VOCABULARY
-from mm_edge.pipeline import model_inputs
-from mm_edge.preprocess import Vocabulary
-from mm_edge.sim.episode import Episode, ExpertDriver
-from mm_edge.sim.rooms import vocabulary
-from mm_edge.types import Sample
-from training.drive import load_model
-from training.models import EncoderState as State
-from training.models import ModalityEncoder, RobotMultiSensorModel
-from training.recipe import Recipe, read_recipe
+from mm_edge.types import StreamSpec
+from training.models import ModalityEncoder, MultiModalFusionNetwork
+from training.recipe import read_recipe
 from training.runner import step
+from training.train import TASKS
 
 OPSET = 20
 PARITY_TICKS, GOLDEN_TICKS = 400, 8
@@ -46,36 +42,43 @@ MAX_ERROR_AFTER_A_FLIP = 0.02  # a membrane at its threshold to the last bit may
 
 
 class EncoderPart(nn.Module):
-    """One modality's step."""
+    """One modality's step. `rest`: the state's tensors that are not empty, and the text's token if the net asks."""
 
-    def __init__(self, encoder: ModalityEncoder, grid: tuple[int, int] | None):
+    def __init__(self, encoder: ModalityEncoder):
         super().__init__()
-        self.encoder, self.grid = encoder, grid
+        self.encoder = encoder
+        self.carried = carried(encoder)
 
-    def forward(
-        self, x: Tensor, dt: Tensor, v_in: Tensor, h_in: Tensor, text: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        if self.grid is None:
-            features, looked = self.encoder.net(x), ()
-        else:
-            features, scores, _ = self.encoder.net(x, text)
-            looked = (scores[:, :-1].softmax(-1).view(1, *self.grid),)
-        h, _, state = self.encoder.step(features, State(v_in, h_in), dt)
-        return h, *looked, state.v, h, _finite(state.v, h)
+    def forward(self, x: Tensor, dt: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        state = self.encoder.zero_state(1)._replace(**dict(zip(self.carried, rest)))
+        sample, clip = self.encoder.receive(x, state.clip)
+        features, scores, _ = self.encoder.features(sample, rest[-1])
+        looked = () if scores is None else (scores[:, :-1].softmax(-1).view(1, *self.encoder.net.grid),)
+        h, _, state = self.encoder.step(features, state._replace(clip=clip), dt)
+        after = [getattr(state, name) for name in self.carried]
+        return h, *looked, *after, _finite(*after)
+
+
+def carried(encoder: ModalityEncoder) -> dict[str, Tensor]:
+    """Its state from rest, batch 1, less what it does not have."""
+    return {name: value for name, value in encoder.zero_state(1)._asdict().items() if value.numel()}
 
 
 class FusionPart(nn.Module):
-    """The fusion and the core's step, on every tick."""
+    """The fusion and the core's step, on every tick. Puts out an action (1, 1, A), or values (1, n): of `classes`
+    their probabilities."""
 
-    def __init__(self, model: RobotMultiSensorModel):
+    def __init__(self, model: MultiModalFusionNetwork, output: str, classes: bool):
         super().__init__()
-        self.model = model
+        self.model, self.output, self.classes = model, output, classes
 
     def forward(self, dt: Tensor, mask: Tensor, age: Tensor, h_in: Tensor, *tokens: Tensor) -> tuple[Tensor, ...]:
         fused, gates, _ = self.model.fusion(tokens, mask, age)
         h = self.model.core.step(fused, h_in, dt)
-        action, _ = self.model.act(h)
-        return action[:, None], gates, h, _finite(h, action)
+        said = self.model.act(self.model.head(h))
+        if self.classes:
+            said = said.softmax(-1)
+        return said[:, None] if self.output == "action" else said, gates, h, _finite(h, said)
 
 
 def _finite(*tensors: Tensor) -> Tensor:
@@ -83,41 +86,44 @@ def _finite(*tensors: Tensor) -> Tensor:
     return (sum(t.abs().sum() for t in tensors) < 1e30).float().view(1)
 
 
-def export_parts(model: RobotMultiSensorModel) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """The graphs and their entries in the manifest, in the order they run: the text first, the fusion last."""
+def export_parts(
+    model: MultiModalFusionNetwork, streams: Sequence[StreamSpec], output: str, classes: bool = False
+) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """The graphs and their entries in the manifest, in the order they run: the text first, the fusion last.
+
+    `streams`: what each modality gets on a robot, in the model's order. `output`: "action" or "values".
+    """
     files, parts = {}, []
-    one = torch.ones(1, 1)
-    for spec in tqdm([*model.text_first, None], "export", leave=False):
-        if spec is None:
-            state, uses = {"h": torch.zeros(1, model.core.units)}, {s.name: f"{s.name}.token" for s in model.streams}
-            part: nn.Module = FusionPart(model)
+    one, specs = torch.ones(1, 1), {spec.name: spec for spec in streams}
+    for name in tqdm([*model.text_first, None], "export", leave=False):
+        if name is None:
+            state, uses = {"h": torch.zeros(1, model.core.units)}, {n: f"{n}.token" for n in model.names}
+            part: nn.Module = FusionPart(model, output, classes)
             # Different tensors: the exporter takes arguments that are the same tensor for one input.
-            mask, age = torch.ones(1, len(model.streams)), torch.zeros(1, len(model.streams))
-            tokens = [torch.zeros(1, model.encoders[s.name].cfc.units) for s in model.streams]
+            mask, age = torch.ones(1, len(model.names)), torch.zeros(1, len(model.names))
+            tokens = [torch.zeros(1, encoder.units) for encoder in model.encoders.values()]
             args: tuple[Tensor, ...] = (one, mask, age, state["h"], *tokens)
-            inputs, outputs = ["dt", "mask", "age", "h_in", *uses], ["action", "gates"]
+            inputs, outputs = ["dt", "mask", "age", "h_in", *uses], [output, "gates"]
         else:
-            encoder = model.encoders[spec.name]
-            state, uses = encoder.zero_state(1)._asdict(), {}
+            spec, encoder = specs[name], model.encoders[name]
+            state, uses = carried(encoder), {}
             x = torch.zeros(1, *spec.shape, dtype=getattr(torch, spec.dtype))
-            args, inputs, outputs = (x, one, state["v"], state["h"]), ["x", "dt", "v_in", "h_in"], ["token"]
-            if spec.kind == "image":
+            args, inputs, outputs = (x, one, *state.values()), ["x", "dt", *(f"{s}_in" for s in state)], ["token"]
+            if encoder.asks:
                 uses, outputs = {"text": f"{model.text}.token"}, ["token", "attention"]
                 inputs.append("text")
-                args += (torch.zeros(1, model.encoders[model.text].cfc.units),)
-            part = EncoderPart(encoder, encoder.net.grid if spec.kind == "image" else None)
-        name = spec.name if spec else "fusion"
-        files[f"{name}.onnx"] = _export(part, args, inputs, [*outputs, *(f"{s}_out" for s in state), "ok"])
+                args += (torch.zeros(1, model.encoders[model.text].units),)
+            part = EncoderPart(encoder)
+        file = f"{name or 'fusion'}.onnx"
+        files[file] = _export(part, args, inputs, [*outputs, *(f"{s}_out" for s in state), "ok"])
         shapes = {k: list(v.shape) for k, v in state.items()}
-        parts.append(
-            {"name": name, "file": f"{name}.onnx", "stream": spec and spec.name, "state": shapes, "uses": uses}
-        )
+        parts.append({"name": name or "fusion", "file": file, "stream": name, "state": shapes, "uses": uses})
     return files, parts
 
 
-def image_stream(model: RobotMultiSensorModel) -> str:
+def asked(model: MultiModalFusionNetwork) -> str | None:
     """The stream whose attention is shown."""
-    return next(spec.name for spec in model.streams if spec.kind == "image")
+    return next((name for name, encoder in model.encoders.items() if encoder.asks), None)
 
 
 def _export(part: nn.Module, args: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> bytes:
@@ -137,53 +143,39 @@ def _export(part: nn.Module, args: tuple[Tensor, ...], inputs: list[str], output
     return buffer.getvalue()
 
 
-def simulated_inputs(recipe: Recipe, ticks: int) -> list[ModelInputs]:
-    """What a model would be given on an expert's drives, with trouble: see `_Troubled`."""
-    words, made, seed = Vocabulary(vocabulary()), list[ModelInputs](), 990_000
-    while len(made) < ticks:
-        episode = Episode(seed)
-        driver = _Troubled(episode, recipe)
-        episode.run(driver)
-        drive = [model_inputs(recipe.streams, window, words) for window in driver.windows]
-        made += [drive[0]._replace(reset=True), *drive[1:]]
-        seed += 1
-    return made[:ticks]
-
-
-class _Troubled(ExpertDriver):
-    """Keeps the windows of a drive on which a fifth of all samples are lost, one sensor (another on each drive) falls
-    silent for so long that its state starts anew, and shortly before it is back all state does."""
-
-    def __init__(self, episode: Episode, recipe: Recipe):
-        super().__init__(episode, burst_probability=0.03)
-        self.windows: list[Window] = []
-        self._world, self._back_s = episode.world, 1.5 + recipe.max_gap_ms / 1e3
-        self._restarted = False
-        self._aligner = Aligner(recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms)
-        self._names = [spec.name for spec in recipe.streams if not spec.latched]
-        self._losses = np.random.default_rng(episode.world.seed)
-
-    def push(self, sample: Sample) -> None:
-        silent = self._names[self._world.seed % len(self._names)]
-        lost = sample.stream in self._names and self._losses.random() < 0.2
-        if not lost and not (sample.stream == silent and 1.0 <= self._world.t_s < self._back_s):
-            super().push(sample)
-            self._aligner.push(sample)
-
-    def tick(self, now_ns: int) -> np.ndarray:
-        if not self._restarted and self._world.t_s > self._back_s - 0.2:
-            self._aligner.restart()
-            self._restarted = True
-        self.windows.append(self._aligner.window(now_ns))
-        return super().tick(now_ns)
+def random_inputs(streams: Sequence[StreamSpec], words: int, period_s: float, ticks: int) -> list[ModelInputs]:
+    """What no robot sees, for a model without a world of its own: noise, a fifth of all samples lost, sensors that are
+    absent for a while, and all state starting anew."""
+    rng, made = np.random.default_rng(0), list[ModelInputs]()
+    for tick in range(ticks):
+        reset, fresh = tick % 67 == 0, {}
+        gone = streams[tick // 40 % len(streams)].name if tick // 20 % 2 and len(streams) > 1 else None
+        for spec in streams:
+            if spec.name != gone and (reset or rng.random() > 0.2):
+                if spec.kind == "text":
+                    x = rng.integers(1, words + 1, spec.shape)
+                elif spec.dtype == "uint8":
+                    x = rng.integers(0, 256, spec.shape, np.uint8)
+                else:
+                    x = rng.normal(size=spec.shape).astype(np.float32)
+                fresh[spec.name] = Fresh(x, float(rng.uniform(0.5, 2.5)) * period_s, reset or rng.random() < 0.02)
+        mask = np.array([spec.name != gone for spec in streams], np.float32)
+        age = rng.uniform(0, [max(spec.max_age_ms, 1) / 1e3 for spec in streams]).astype(np.float32)
+        made.append(ModelInputs(fresh, mask, age, float(rng.uniform(0.5, 2) * period_s), reset))
+    return made
 
 
 def parity(
-    recipe: Recipe, model: RobotMultiSensorModel, files: dict[str, bytes], parts: list[dict[str, Any]]
+    model: MultiModalFusionNetwork,
+    files: dict[str, bytes],
+    parts: list[dict[str, Any]],
+    output: str,
+    ticks: Sequence[ModelInputs],
+    classes: bool = False,
 ) -> tuple[dict[str, Any], list[tuple[ModelInputs, dict[str, np.ndarray]]]]:
     """Torch against plain ONNX Runtime on the same ticks, state carried on both sides.
 
-    Returns the largest error of any action, and apart from it that of actions since a spike differed (until all state
+    Returns the largest error of any output, and apart from it that of outputs since a spike differed (until all state
     starts anew), the share of spikes that differ and each stream's spike rate; and some ticks from where all state
     starts anew in the midst of a drive, with their outputs.
     """
@@ -194,42 +186,54 @@ def parity(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     sessions = {p["name"]: onnxruntime.InferenceSession(files[p["file"]], options) for p in parts}
-    state, memory = model.zero_state(1), _Memory(parts)
+    state, memory = model.zero_state(1), _Memory(model, parts, output)
     worst, flips, neurons, trace = {False: 0.0, True: 0.0}, 0, 0, []
     flipped = False
-    fired: dict[str, list[np.ndarray]] = {spec.name: [] for spec in recipe.streams}
-    for inputs in simulated_inputs(recipe, PARITY_TICKS):
-        action, spikes, state = step(model, inputs, state)
+    fired: dict[str, list[np.ndarray]] = {name: [] for name in model.names}
+    for inputs in ticks:
+        said, spikes, state = step(model, inputs, state)
+        if classes:
+            said = torch.from_numpy(said).softmax(-1).numpy()
         for name, values in spikes.items():
             fired[name].append(values)
-        out = memory.step(sessions, model, inputs)
+        out = memory.step(sessions, inputs)
         flipped &= not inputs.reset
         for name, encoder in state.encoders.items():  # a spike that differs leaves the membrane a threshold apart
-            apart = np.abs(memory.state[name]["v"] - encoder.v.numpy()) > 0.5
+            apart = np.abs(memory.state[name].get("v", np.zeros((1, 0))) - encoder.v.numpy()) > 0.5
             flips, neurons = flips + int(apart.sum()), neurons + apart.size
             flipped |= bool(apart.any())
-        worst[flipped] = max(worst[flipped], float(np.abs(out["action"][0, 0] - action).max()))
-        if trace or (inputs.reset and len(inputs.fresh) > 1):  # not the begin of a drive, when nothing has come
+        worst[flipped] = max(worst[flipped], float(np.abs(out[output].ravel() - said).max()))
+        if trace or (inputs.reset and len(inputs.fresh) > (len(model.names) > 1)):  # not the begin of a drive, when nothing has come
             trace.append((inputs, out))
     rates = {name: round(float(np.mean(values)), 3) for name, values in fired.items()}
-    report = {"ticks": PARITY_TICKS, "max_action_error": worst[False], "max_action_error_after_a_flip": worst[True]}
-    return {**report, "spike_disagreement": flips / neurons, "spike_rates": rates}, trace[:GOLDEN_TICKS]
+    report = {
+        "ticks": len(ticks),
+        f"max_{output}_error": worst[False],
+        f"max_{output}_error_after_a_flip": worst[True],
+        "spike_disagreement": flips / max(1, neurons),
+        "spike_rates": rates,
+    }
+    if not (
+        worst[False] <= MAX_ERROR
+        and worst[True] <= MAX_ERROR_AFTER_A_FLIP
+        and report["spike_disagreement"] <= MAX_SPIKE_DISAGREEMENT
+    ):
+        raise EngineError(f"ONNX Runtime does not do what torch does: {report}")
+    return report, trace[:GOLDEN_TICKS]
 
 
 class _Memory:
     """State and held outputs of the graphs, the plain way."""
 
-    def __init__(self, parts: list[dict[str, Any]]):
-        self.parts = parts
+    def __init__(self, model: MultiModalFusionNetwork, parts: list[dict[str, Any]], output: str):
+        self.model, self.parts, self.output = model, parts, output
         self.clear()
 
     def clear(self) -> None:
         self.state = {p["name"]: {k: np.zeros(s, np.float32) for k, s in p["state"].items()} for p in self.parts}
         self.held: dict[str, np.ndarray] = {}
 
-    def step(
-        self, sessions: dict[str, Any], model: RobotMultiSensorModel, inputs: ModelInputs
-    ) -> dict[str, np.ndarray]:
+    def step(self, sessions: dict[str, Any], inputs: ModelInputs) -> dict[str, np.ndarray]:
         if inputs.reset:
             self.clear()
         for part in self.parts:
@@ -244,58 +248,100 @@ class _Memory:
             else:
                 continue
             for key, source in part["uses"].items():
-                owner = model.encoders[source.split(".")[0]]
-                feeds[key] = self.held.get(source, np.zeros((1, owner.cfc.units), np.float32))
+                owner = self.model.encoders[source.split(".")[0]]
+                feeds[key] = self.held.get(source, np.zeros((1, owner.units), np.float32))
             feeds |= {f"{k}_in": v for k, v in self.state[name].items()}
             names = [o.name for o in sessions[name].get_outputs()]
             values = dict(zip(names, sessions[name].run(None, feeds)))
             self.state[name] = {k: values[f"{k}_out"] for k in part["state"]}
             self.held |= {f"{name}.{k}": v for k, v in values.items()}
-        name = image_stream(model)
-        blank = np.zeros((1, *model.encoders[name].net.grid), np.float32)
-        attention = self.held.get(f"{name}.attention", blank)
-        return {"action": self.held["fusion.action"], "attention": attention, "gates": self.held["fusion.gates"]}
+        said = {self.output: self.held[f"fusion.{self.output}"], "gates": self.held["fusion.gates"]}
+        if shown := asked(self.model):
+            blank = np.zeros((1, *self.model.encoders[shown].net.grid), np.float32)
+            said["attention"] = self.held.get(f"{shown}.attention", blank)
+        return said
+
+
+def export_model(
+    model: MultiModalFusionNetwork,
+    streams: Sequence[StreamSpec],
+    out: Path,
+    outputs: dict[str, Any],
+    *,
+    task: str = "custom",
+    tick: dict[str, Any] | None = None,
+    max_gap_ms: float = 2000.0,
+    words: Sequence[str] = (),
+    ticks: Sequence[ModelInputs] | None = None,
+    training: dict[str, Any] | None = None,
+    scores: dict[str, Any] | None = None,
+    card: Path | None = None,
+) -> dict[str, Any]:
+    """Write the bundle of any model of the family to the folder `out`; what of parity is worth knowing is returned.
+
+    Args:
+        streams: what each modality gets on a robot, in the model's order.
+        outputs: {"action": ...} or {"values": {"names": [...], "classes": bool}}, as in the manifest, without sources.
+        tick: {"anchor", "period_ms", "max_period_ms"}; by the first stream's and the model's period.
+        ticks: what to compare torch and ONNX on; noise if None. card: the model card.
+
+    Raises EngineError if the graphs do not do what torch does; then nothing is written. ValueError if streams and
+    modalities are not the same.
+    """
+    if [spec.name for spec in streams] != list(model.names):
+        raise ValueError(f"streams: expected {list(model.names)}, got {[spec.name for spec in streams]}")
+    ((output, said),) = outputs.items()
+    said = dict(said)
+    classes = said.pop("classes", False)
+    model.eval()
+    files, parts = export_parts(model, streams, output, classes)
+    if ticks is None:
+        ticks = random_inputs(streams, len(words), model.tick_period_s, PARITY_TICKS)
+    report, trace = parity(model, files, parts, output, ticks, classes)
+    period_ms = round(model.tick_period_s * 1e3, 3)
+    shown = asked(model)
+    manifest = {
+        "task": task,
+        "streams": [asdict(spec) for spec in streams],
+        "tick": tick or {"anchor": streams[0].name, "period_ms": period_ms, "max_period_ms": 1.5 * period_ms},
+        "max_gap_ms": max_gap_ms,
+        "parts": parts,
+        "outputs": {
+            output: {
+                "source": f"fusion.{output}",
+                **({"dt_s": model.tick_period_s} if output == "action" else {}),
+                **said,
+            },
+            **({"attention": {"source": f"{shown}.attention", "stream": shown}} if shown else {}),
+            "gates": {"source": "fusion.gates"},
+        },
+        "training": {**(training or {}), "parity": report},
+        "scores": scores or {},
+    }
+    if words:
+        files[VOCABULARY] = json.dumps(list(words)).encode()
+    files[GOLDEN] = golden.pack(streams, trace)
+    if card and card.exists():
+        files["README.md"] = card.read_bytes()
+    write_bundle(out, manifest, files)
+    return report
 
 
 def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any]:
     """Write the bundle of a checkpoint (`*.safetensors` beside its `recipe.yaml` and `commit`) to the folder `out`.
-
-    Raises EngineError if the graphs do not do what torch does; then nothing is written.
-    """
+    Raises as `export_model`."""
     recipe = read_recipe(checkpoint.parent / "recipe.yaml")
+    task = TASKS[recipe.task]
+    model = task.build_model(recipe)
+    model.load_state_dict(load_file(checkpoint))
     commit = (checkpoint.parent / "commit").read_text()
-    model = load_model(recipe, checkpoint)
-    files, parts = export_parts(model)
-    report, trace = parity(recipe, model, files, parts)
-    if not (
-        report["max_action_error"] <= MAX_ERROR
-        and report["max_action_error_after_a_flip"] <= MAX_ERROR_AFTER_A_FLIP
-        and report["spike_disagreement"] <= MAX_SPIKE_DISAGREEMENT
-    ):
-        raise EngineError(f"{checkpoint}: ONNX Runtime does not do what torch does: {report}")
-    period_s = recipe.tick["period_ms"] / 1e3
-    image = image_stream(model)
-    manifest = {
-        "task": recipe.task,
-        "streams": [asdict(spec) for spec in recipe.streams],
-        "tick": recipe.tick,
-        "max_gap_ms": recipe.max_gap_ms,
-        "parts": parts,
-        "outputs": {
-            "action": {"source": "fusion.action", "dt_s": period_s, **recipe.action},
-            "attention": {"source": f"{image}.attention", "stream": image},
-            "gates": {"source": "fusion.gates"},
-        },
-        "training": {"recipe": recipe.task, "seed": recipe.seed, "commit": commit, "parity": report},
-        "scores": scores,
-    }
-    files[VOCABULARY] = json.dumps(vocabulary()).encode()
-    files[GOLDEN] = golden.pack(recipe.streams, trace)
-    card = Path(__file__).parents[1] / "training" / "recipes" / f"{recipe.task}.md"
-    if card.exists():
-        files["README.md"] = card.read_bytes()
-    write_bundle(out, manifest, files)
-    return report
+    return export_model(
+        model, recipe.streams, out, {"action": recipe.action} if recipe.action else {"values": recipe.values},
+        task=recipe.task, tick=recipe.tick, max_gap_ms=recipe.max_gap_ms, words=task.words(recipe),
+        ticks=task.rehearsal(recipe, PARITY_TICKS),
+        training={"recipe": recipe.task, "seed": recipe.seed, "commit": commit}, scores=scores,
+        card=Path(__file__).parents[1] / "training" / "recipes" / f"{recipe.task}.md",
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -150,8 +150,10 @@ def _check_graphs(folder: Path, manifest: Manifest, contents: dict[str, bytes]) 
 
     for name, ref in manifest.outputs.sources().items():
         info = source(ref, f"outputs.{name}")
-        last = {"action": len(manifest.outputs.action.names) if manifest.outputs.action else 0, "gates": m[1]}.get(name)
-        if info.dtype != "float32" or info.shape[0] != 1 or len(info.shape) != (2 if name == "gates" else 3):
+        named = {"action": manifest.outputs.action, "values": manifest.outputs.values}.get(name)
+        last = len(named.names) if named else m[1] if name == "gates" else None
+        dims = 2 if name in ("gates", "values") else 3
+        if info.dtype != "float32" or info.shape[0] != 1 or len(info.shape) != dims:
             raise BundleError(f"{folder / MANIFEST}: {ref} cannot be the {name}: it is {info}")
         if last not in (None, info.shape[-1]):
             raise BundleError(f"{folder / MANIFEST}: {ref} has {info.shape[-1]} values for the {name}, expected {last}")

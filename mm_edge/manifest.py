@@ -67,10 +67,17 @@ class GatesSpec:
 
 
 @dataclass(frozen=True)
+class ValuesSpec:
+    source: str  # an output of shape (1, len(names))
+    names: tuple[str, ...]  # classes, whose probabilities these are, or numbers with their units
+
+
+@dataclass(frozen=True)
 class OutputsSpec:
     action: ActionSpec | None = None
     attention: AttentionSpec | None = None
     gates: GatesSpec | None = None
+    values: ValuesSpec | None = None
 
     def sources(self) -> dict[str, str]:
         """What the model puts out: "action" -> "fusion.action"."""

@@ -8,6 +8,7 @@ if pipeline.due(now_ns):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -147,10 +148,10 @@ class Pipeline:
             if view.data is not None:
                 sources[name] = view.stamp_ns
             if not mask[name]:
-                why = absence(stream, view) or f"{name} dropped: its features are not finite"
-                (reasons if stream.required else notes).append(why)
+                absent = absence(stream, view) or f"{name} dropped: its features are not finite"
+                (reasons if stream.required else notes).append(absent)
             notes += self._monitors[name].look(view)
-        reasons += [f"command refused: {why}" for why in self._refused_commands.values()]
+        reasons += [f"command refused: {error}" for error in self._refused_commands.values()]
         if self._sensors and not any(map(mask.get, self._sensors)):  # a command alone is nothing to drive by
             seen = any(name in sources for name in self._sensors)
             reasons.append("no sensor is present" if seen else "warming up: no sensor seen yet")
@@ -160,14 +161,22 @@ class Pipeline:
         if reasons or window.reset:
             self._previous = [0.0] * len(self._previous)  # the robot stands, or has stopped meanwhile
         if spec.action and not reasons:
-            action, said = self._limited(spec.action, values["action"][0].tolist(), window.dt_s)
-            (notes if action else reasons).extend(said)
+            action, limited = self._limited(spec.action, values["action"][0].tolist(), window.dt_s)
+            (notes if action else reasons).extend(limited)
         attention: tuple[Attention, ...] = ()
         if spec.attention and values and mask[spec.attention.stream]:
             name = spec.attention.stream
             attention = (Attention(name, sources[name], values["attention"][0]),)
         gates = dict(zip(self.specs, values["gates"][0].tolist())) if "gates" in values else {}
-        return Output(window.t_ns, sources, mask, ages_s, tuple(reasons), tuple(notes), action, attention, gates=gates)
+        said: dict[str, float] = {}
+        if spec.values and not reasons:
+            numbers = values["values"][0].tolist()
+            if all(map(math.isfinite, numbers)):
+                said = dict(zip(spec.values.names, numbers))
+            else:
+                reasons.append("non-finite values")
+        why, also = tuple(reasons), tuple(notes)
+        return Output(window.t_ns, sources, mask, ages_s, why, also, action, attention, gates=gates, values=said)
 
     def _limited(self, spec: ActionSpec, rows: list[list[float]], dt_s: float) -> tuple[Action | None, tuple[str, ...]]:
         """The model's action, H rows, within the limits, and notes; or None and why."""

@@ -98,10 +98,10 @@ def log_mel(samples: np.ndarray, valid: np.ndarray | None, spec: StreamSpec) -> 
     sound = np.ascontiguousarray(samples[-n:].T, np.float32)  # (channels, n)
     overlapping = (sound.strides[0], hop * sound.itemsize, sound.itemsize)  # frames without a copy
     frames = np.ndarray((spec.channels, hops, AUDIO_FRAME), np.float32, sound, strides=overlapping)
-    spectrum = np.fft.rfft(frames * _hann(AUDIO_FRAME)).astype(np.complex64, copy=False)  # numpy 1 has only complex128
+    spectrum = np.fft.rfft(frames * hann(AUDIO_FRAME)).astype(np.complex64, copy=False)  # numpy 1 has only complex128
     spectrum = spectrum.view(np.float32)  # re, im, re, im, ...
     power = np.multiply(spectrum, spectrum, out=spectrum).reshape(-1, spectrum.shape[-1])
-    mel = power @ _mel_bank(spec.sample_rate_hz, AUDIO_FRAME, bands)  # (channels * hops, bands)
+    mel = power @ mel_bank(spec.sample_rate_hz, AUDIO_FRAME, bands)  # (channels * hops, bands)
     mel += np.float32(1e-6)
     log = np.log10(mel, out=mel).reshape(spec.channels, hops, bands).transpose(0, 2, 1)
     out = np.empty(spec.shape, np.float32)
@@ -143,12 +143,13 @@ def nearest_points(points: np.ndarray, n: int, range_max_m: float) -> np.ndarray
 
 
 @lru_cache(maxsize=8)
-def _hann(n: int) -> np.ndarray:
+def hann(n: int) -> np.ndarray:
+    """float32 (n,); it takes int16 to [-1, 1), too."""
     return np.hanning(n).astype(np.float32) / np.float32(32768)
 
 
 @lru_cache(maxsize=8)
-def _mel_bank(sample_rate_hz: int, frame: int, bands: int) -> np.ndarray:
+def mel_bank(sample_rate_hz: int, frame: int, bands: int) -> np.ndarray:
     """float32 (2 * (frame // 2 + 1), bands): triangles even on the HTK mel scale from 100 Hz to 0.475 of the rate. Each
     row twice, for the squares of the real and the imaginary part."""
     low_mel, high_mel = (2595 * math.log10(1 + hz / 700) for hz in (100.0, 0.475 * sample_rate_hz))

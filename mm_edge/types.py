@@ -137,3 +137,4 @@ class Output:
     caption: Caption | None = None
     events: tuple[Event, ...] = ()
     gates: dict[str, float] = field(default_factory=dict)  # stream -> weight the fusion gave it
+    values: dict[str, float] = field(default_factory=dict)  # class -> probability, or the numbers that it predicts

@@ -369,6 +369,7 @@ def test_an_output_is_one_line_of_json():
         action=Action(("linear_x",), np.float32([[0.1]]), 0.1),
         attention=(Attention("camera", STAMP_NS - 5, weights),),
         gates={"camera": np.float32(0.5)},
+        values={"go": 0.75},
     )
     line = output_to_json(output)
     assert "\n" not in line
@@ -384,6 +385,7 @@ def test_an_output_is_one_line_of_json():
         "caption": None,
         "events": [],
         "gates": {"camera": 0.5},
+        "values": {"go": 0.75},
     }
 
 

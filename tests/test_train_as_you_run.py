@@ -107,8 +107,8 @@ def in_chunks(model, tables: Tables, ticks: int) -> np.ndarray:
         chunk = (tables, begin, min(begin + ticks, len(tables)))
         batch = make_batch([chunk, chunk], [begin == 0] * 2, ticks, "text")
         with torch.no_grad():
-            result, state = model(batch, state)
-        actions.append(result.action[1, : chunk[2] - begin].numpy())
+            result, state = model.scan(batch, state)
+        actions.append(result.output[1, : chunk[2] - begin].numpy())
     return np.concatenate(actions)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from training import drive
 from training.batches import Lanes
-from training.models import CrossModalAttentionFusion
+from training.fusion import CrossModalAttentionFusion
 from training.recipe import read_recipe
 from training.tables import load_tables
 from training.train import RECIPES, train
@@ -75,8 +75,8 @@ def test_it_learns(trained):
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     losses = []
     for _ in range(20):
-        result, _ = model(batch, model.zero_state(2))
-        total, _ = drive.loss(model, batch, result)
+        result, _ = model.scan(batch, model.zero_state(2))
+        total, _ = drive.loss(recipe, model, batch, result)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

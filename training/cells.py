@@ -18,6 +18,7 @@ MAX_PERIODS = 4.0  # dt / nominal period is clamped here: beyond it the state ha
 class LIFParameters(NamedTuple):
     tau: Tensor  # (units,) seconds
     threshold: float = 1.0
+    plain: bool = False
 
 
 class CfCParameters(NamedTuple):
@@ -32,14 +33,15 @@ def lif_step(current: Tensor, v: Tensor, dt: Tensor, p: LIFParameters) -> tuple[
 
         a = exp(-dt / tau);  v = a v + (1 - a) I;  spike = v >= threshold;  v = v - threshold * spike
 
-    the exact solution of tau dv/dt = I - v over dt for a current held constant, with soft reset.
+    the exact solution of tau dv/dt = I - v over dt for a current held constant, with soft reset. `plain`: v = a v + I,
+    as others have it (snntorch calls a beta).
 
     Args:
         current: (B, units), in units of the threshold. v: (B, units). dt: (B, 1) seconds.
     Returns: spikes (B, units) of 0 and 1, and v after reset.
     """
     a = torch.exp(-dt / p.tau)
-    v = a * v + (1 - a) * current
+    v = a * v + (current if p.plain else (1 - a) * current)
     spikes = spike(v - p.threshold)
     return spikes, v - p.threshold * spikes.detach()
 
@@ -79,15 +81,15 @@ class _Spike(torch.autograd.Function):
 
 
 class LIF(nn.Module):
-    """A layer of spiking neurons with a learned time constant each."""
+    """A layer of spiking neurons with a learned time constant each; `plain`: see `lif_step`."""
 
-    def __init__(self, units: int, tau_s: float):
+    def __init__(self, units: int, tau_s: float, plain: bool = False):
         super().__init__()
-        self.units = units
+        self.units, self.plain = units, plain
         self.log_tau = nn.Parameter(torch.full((units,), math.log(tau_s)))
 
     def parameters_now(self) -> LIFParameters:
-        return LIFParameters(self.log_tau.exp())
+        return LIFParameters(self.log_tau.exp(), plain=self.plain)
 
     def step(self, current: Tensor, v: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
         return lif_step(current, v, dt, self.parameters_now())
@@ -130,6 +132,47 @@ class CfC(nn.Module):
             h = torch.where(keep[:, t], after, h)
             out.append(h)
         return torch.stack(out, 1), h
+
+
+class LTC(nn.Module):
+    """A liquid time-constant cell (Hasani et al., AAAI 2021): tau dh/dt = -(1 + tau f) h + tau f A, where the gate
+    f = softplus(w_in x + w_rec h + bias) makes the time constant depend on the input. Solved by that paper's fused
+    step, which is stable for any dt:
+
+        h = (h + dt f A) / (1 + dt (1 / tau + f)),   SOLVER_STEPS times over dt / SOLVER_STEPS.
+
+    tau and dt in nominal periods.
+    """
+
+    SOLVER_STEPS = 4
+
+    def __init__(self, inputs: int, units: int, period_s: float):
+        super().__init__()
+        self.units, self.period_s = units, period_s
+        self.w_in, self.w_rec = nn.Parameter(torch.empty(units, inputs)), nn.Parameter(torch.empty(units, units))
+        self.bias, self.log_tau = nn.Parameter(torch.zeros(units)), nn.Parameter(torch.zeros(units))
+        self.reversal = nn.Parameter(torch.empty(units).uniform_(-1, 1))
+        nn.init.xavier_uniform_(self.w_in)
+        nn.init.orthogonal_(self.w_rec, 0.7)
+
+    def step(self, x: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+        return self._solve(F.linear(x, self.w_in, self.bias), h, dt)
+
+    def scan(self, x: Tensor, h: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Over time, as `LIF.scan`."""
+        driven, out = F.linear(x, self.w_in, self.bias), []
+        for t in range(x.shape[1]):
+            after = self._solve(driven[:, t], torch.where(reset[:, t], 0.0, h), dt[:, t])
+            h = torch.where(keep[:, t], after, h)
+            out.append(h)
+        return torch.stack(out, 1), h
+
+    def _solve(self, driven: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+        dt, rate = (dt / self.period_s).clamp(0.0, MAX_PERIODS) / self.SOLVER_STEPS, torch.exp(-self.log_tau)
+        for _ in range(self.SOLVER_STEPS):
+            f = F.softplus(driven + h @ self.w_rec.T)
+            h = (h + dt * f * self.reversal) / (1 + dt * (rate + f))
+        return h
 
 
 class BackboneCfC(nn.Module):

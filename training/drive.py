@@ -18,13 +18,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mm_edge.align import Aligner, Window
+from mm_edge.engine.part import ModelInputs
+from mm_edge.pipeline import model_inputs
 from mm_edge.preprocess import Vocabulary
 from mm_edge.replay import Tick
 from mm_edge.sim.episode import GRID, Episode, ExpertDriver
 from mm_edge.sim.rooms import COLOURS, SHAPES, vocabulary
 from mm_edge.types import Sample
-from training.batches import Batch
-from training.models import EncoderConfig, ModelResult, RobotMultiSensorModel
+from training.batches import Batch, Lanes
+from training.models import ModelResult, RobotMultiSensorModel, modalities_of
 from training.recipe import Recipe, Round
 from training.runner import TorchPipeline
 from training.tables import Tables, build_tables, load_tables, save_tables
@@ -40,13 +43,13 @@ LINGER_S = 1.5  # lessons go on after the target was reached, so that a student 
 def build_model(recipe: Recipe) -> RobotMultiSensorModel:
     """The model with the heads that only training has, seeded."""
     torch.manual_seed(recipe.seed)
-    config = dict(recipe.model)
-    encoder = EncoderConfig(*(config.pop(k) for k in ("spiking_units", "liquid_units", "tau_s")))
-    words = len(vocabulary())
+    config, period_s = dict(recipe.model), recipe.tick["period_ms"] / 1e3
+    sizes = {k: config.pop(k) for k in ("spiking_units", "liquid_units", "tau_s")}
+    modalities = modalities_of(recipe.streams, len(vocabulary()), period_s, encoder_dim=None, **sizes)
     model = RobotMultiSensorModel(
-        recipe.streams, words, len(recipe.action["names"]), recipe.tick["period_ms"] / 1e3, encoder, **config
+        modalities=modalities, action_dim=len(recipe.action["names"]), tick_period_s=period_s, **config
     )
-    units = encoder.liquid_units
+    units = sizes["liquid_units"]
     grid = model.encoders["camera"].net.dim
     model.aux["colour"] = torch.nn.Linear(grid, len(COLOURS) + 1)  # of the object in each cell; the first: none
     model.aux["shape"] = torch.nn.Linear(grid, len(SHAPES) + 1)
@@ -60,6 +63,10 @@ def load_model(recipe: Recipe, weights: Path) -> RobotMultiSensorModel:
     model = build_model(recipe)
     model.load_state_dict(load_file(weights))
     return model.eval()
+
+
+def words(recipe: Recipe) -> list[str]:
+    return vocabulary()
 
 
 def label(tick: Tick) -> dict[str, Any]:
@@ -90,13 +97,15 @@ def _whereabouts(distance_m: float, bearing_rad: float) -> tuple[float, float, f
     return math.sin(bearing_rad), math.cos(bearing_rad), math.exp(-distance_m / 1.5)
 
 
-def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(
+    recipe: Recipe, model: RobotMultiSensorModel, batch: Batch, out: ModelResult
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Imitation, plus what the simulator knows about each sense: that keeps every encoder's spikes meaningful.
 
     Where the sense that the task hangs on is absent, the expert's action cannot be known; it then counts little.
     """
     labels, valid = batch.labels, batch.valid.squeeze(-1).float()
-    have = {spec.name: batch.mask[..., i] for i, spec in enumerate(model.streams)}
+    have = {name: batch.mask[..., i] for i, name in enumerate(model.names)}
     by_sound, alarm = labels["by_sound"], labels["sound"][..., 0]
     key = (
         torch.where(by_sound > 0, have["audio"], have["camera"])
@@ -104,12 +113,10 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
         * torch.where(alarm > 0, have["audio"], 1.0)
     )
     # Not squared: where the expert would pass on the left or on the right, the mean of both is the obstacle.
-    scale = out.action.new_tensor([2.0, 1.0])
-    error = F.smooth_l1_loss(out.action * scale, labels["action"] * scale, reduction="none", beta=0.15).sum(-1)
+    scale = out.output.new_tensor([2.0, 1.0])
+    error = F.smooth_l1_loss(out.output * scale, labels["action"] * scale, reduction="none", beta=0.15).sum(-1)
     action = _mean(error, valid * (0.1 + 0.9 * key))
-    go = _mean(
-        F.binary_cross_entropy_with_logits(out.go.squeeze(-1), 1 - alarm, reduction="none"), valid * have["audio"]
-    )
+    go = _mean(F.binary_cross_entropy_with_logits(out.raw[..., -1], 1 - alarm, reduction="none"), valid * have["audio"])
 
     seen = labels["target"][..., 0]
     named = valid * have["camera"] * have["text"] * (1 - by_sound)
@@ -130,7 +137,7 @@ def loss(model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[
     sound = _mean(on + beacon, heard)
 
     steps = batch.steps["scan"]
-    scanned = next(spec for spec in model.streams if spec.name == "scan")
+    scanned = next(spec for spec in recipe.streams if spec.name == "scan")
     blocked = torch.exp(-free_m((1 - steps.x[:, 0]) * scanned.range_max_m) / 0.7)
     said = model.aux["scan"](out.by_step["scan"][steps.where[:, 0], steps.where[:, 1]])
     scan = ((said - blocked) ** 2).mean() if len(steps.x) else said.sum()
@@ -251,8 +258,17 @@ def demonstrate(recipe: Recipe, seed: int, round_: Round, student: TorchPipeline
         student.reset()
     lesson = _Lesson(episode, round_, student)
     episode.run(lesson)
-    words = Vocabulary(vocabulary())
-    return build_tables(lesson.events, recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms, words, label)
+    known = Vocabulary(vocabulary())
+    return build_tables(lesson.events, recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms, known, label)
+
+
+def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
+    """The episodes of all rounds so far; those of this one with the student of the round before."""
+    student = out / f"round{index - 1}.safetensors" if index else None
+    episodes: list[Tables] = []
+    for i in range(index + 1):
+        episodes += demonstrations(recipe, i, out / "episodes" / f"round{i}", student if i == index else None, workers)
+    return Lanes(episodes, recipe.train.lanes, recipe.train.ticks, recipe.seed + index)
 
 
 def demonstrations(recipe: Recipe, index: int, folder: Path, student: Path | None, workers: int) -> list[Tables]:
@@ -267,6 +283,47 @@ def demonstrations(recipe: Recipe, index: int, folder: Path, student: Path | Non
             for _ in tqdm(pool.imap_unordered(_make, jobs, chunksize=4), f"round {index}: episodes", total=len(jobs)):
                 pass
     return [load_tables(folder / f"{seed}.npz") for seed in tqdm(seeds, f"round {index}: read")]
+
+
+def rehearsal(recipe: Recipe, ticks: int) -> list[ModelInputs]:
+    """What a model would be given on an expert's drives, with trouble: see `_TroubledDriver`."""
+    known, made, seed = Vocabulary(vocabulary()), list[ModelInputs](), 990_000
+    while len(made) < ticks:
+        episode = Episode(seed)
+        driver = _TroubledDriver(episode, recipe)
+        episode.run(driver)
+        drive = [model_inputs(recipe.streams, window, known) for window in driver.windows]
+        made += [drive[0]._replace(reset=True), *drive[1:]]
+        seed += 1
+    return made[:ticks]
+
+
+class _TroubledDriver(ExpertDriver):
+    """Keeps the windows of a drive on which a fifth of all samples are lost, one sensor (another on each drive) falls
+    silent for so long that its state starts anew, and shortly before it is back all state does."""
+
+    def __init__(self, episode: Episode, recipe: Recipe):
+        super().__init__(episode, burst_probability=0.03)
+        self.windows: list[Window] = []
+        self._world, self._back_s = episode.world, 1.5 + recipe.max_gap_ms / 1e3
+        self._restarted = False
+        self._aligner = Aligner(recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms)
+        self._names = [spec.name for spec in recipe.streams if not spec.latched]
+        self._losses = np.random.default_rng(episode.world.seed)
+
+    def push(self, sample: Sample) -> None:
+        silent = self._names[self._world.seed % len(self._names)]
+        lost = sample.stream in self._names and self._losses.random() < 0.2
+        if not lost and not (sample.stream == silent and 1.0 <= self._world.t_s < self._back_s):
+            super().push(sample)
+            self._aligner.push(sample)
+
+    def tick(self, now_ns: int) -> np.ndarray:
+        if not self._restarted and self._world.t_s > self._back_s - 0.2:
+            self._aligner.restart()
+            self._restarted = True
+        self.windows.append(self._aligner.window(now_ns))
+        return super().tick(now_ns)
 
 
 _student: TorchPipeline | None = None

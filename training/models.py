@@ -1,219 +1,132 @@
-"""Multi-sensor liquid-spike models.
+"""The family of multi-sensor liquid-spike models.
 
-Each modality: preprocessing net -> LIF spikes -> CfC -> a token that is held until the modality's next sample. Fusion:
-cross-modal attention over the tokens with mask and age, and a CfC that remembers across ticks.
+Each modality: preprocessing net -> LIF spikes -> liquid cell -> a token that is held until the modality's next sample.
+Fusion of the tokens with mask and age, a liquid cell that remembers across ticks, and a head.
+
+    model = MultiModalFusionNetwork(
+        {"camera": ModalityConfig(ModalityType.VISION, (3, 96, 128)), "imu": ModalityConfig(ModalityType.IMU, (20, 7))},
+        FusionStrategy.HYBRID, fusion_dim=128, output_dim=7,
+    )
+    result = model({"camera": frames, "imu": rows}, return_attention_maps=True)     # regular sequences
+    result, state = model.scan(batch, state)                                        # irregular time, as robots have it
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S
 from mm_edge.types import StreamSpec
-from training.batches import Batch
-from training.cells import LIF, CfC
+from training.batches import Batch, StepBatch
+from training.cells import LIF, LTC, CfC
+from training.fusion import FusionStrategy, build_fusion
+from training.nets import ModalityConfig, ModalityType, build_net, centred
+from training.spikes import SpikeEncoder
 
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Sizes of one modality's encoder. The LIF's time constant starts at `tau_s`."""
-
-    spiking_units: int = 128
-    liquid_units: int = 64
-    tau_s: float = 0.05
+LIQUID = {"cfc": CfC, "ltc": LTC}
 
 
 class EncoderState(NamedTuple):
-    v: Tensor  # (B, spiking_units) membrane
+    v: Tensor  # (B, spiking_units) membrane; (B, 0) of neurons that start from rest with each sample
     h: Tensor  # (B, liquid_units)
-
-
-class CameraNet(nn.Module):
-    """uint8 image and the command's token -> features. The command asks the picture: its queries attend over a grid of
-    keys and over nothing, the answer if what is asked for is not to be seen. Where head 0 looked is the overlay.
-
-    The grid is stateless. What goes on to the spiking layer is, for each head, how much it looked at each column and
-    row (a population code, which binary neurons can read; all zero if there was nothing) and what it saw there; and a
-    coarse map of what stands around.
-    """
-
-    HEADS, KEY = 4, 16
-
-    def __init__(self, shape: Sequence[int], text_units: int):
-        super().__init__()
-        height, width, _ = shape
-        self.grid = (height // 8, width // 8)
-        self.dim = dim = self.HEADS * self.KEY
-        self.conv = nn.Sequential(
-            nn.Conv2d(3, 32, 7, 4, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.Conv2d(32, dim, 3, 2, 1, bias=False), nn.BatchNorm2d(dim), nn.ReLU(),
-            nn.Conv2d(dim, dim, 3, 1, 1), nn.ReLU(),
-        )  # fmt: skip
-        # A cell alone sees 31 pixels: enough for a colour, too little to tell a ball from a box near by.
-        self.context = nn.Sequential(
-            nn.MaxPool2d(2),
-            nn.Conv2d(dim, dim, 3, 1, 1),
-            nn.ReLU(),
-            nn.Conv2d(dim, dim, 3, 1, 1),
-            nn.Upsample(self.grid),
-        )
-        self.steer = nn.Linear(text_units, 2 * dim)  # FiLM: the command scales and shifts the features
-        self.query = nn.Linear(text_units, dim)
-        self.key = nn.Conv2d(dim, dim, 1)
-        self.around = nn.Sequential(nn.Conv2d(dim, 8, 1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
-        self.nothing = nn.Parameter(torch.zeros(self.HEADS, 1))
-        self.features = self.HEADS * sum(self.grid) + dim + 8 * (self.grid[0] // 4) * (self.grid[1] // 4)
-
-    def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x uint8 (N, h, w, 3), text (N, text_units) -> features (N, features); head 0's scores (N, cells + 1), the
-        last for nothing; what was seen whatever the command (N, dim, rows, cols)."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        image = x.to(dtype).permute(0, 3, 1, 2).sub_(128).mul_(1 / 64)  # channels-last as it lies, which is fast
-        seen = self.conv(image)
-        seen = F.relu(seen + self.context(seen))
-        scale, shift = self.steer(text)[..., None, None].chunk(2, 1)
-        grid = F.relu(seen * (1 + scale) + shift).float()
-        n, cells = len(x), self.grid[0] * self.grid[1]
-        keys = self.key(grid).view(n, self.HEADS, self.KEY, cells)
-        scores = (self.query(text).float().view(n, self.HEADS, 1, self.KEY) @ keys).squeeze(2) * self.KEY**-0.5
-        scores = torch.cat([scores, self.nothing.expand(n, -1, -1)], -1)  # (n, heads, cells + 1)
-        looked = scores.softmax(-1)[..., :-1]
-        values = (grid.view(n, self.HEADS, self.KEY, cells) @ looked[..., None]).flatten(1)
-        looked = looked.view(n, self.HEADS, *self.grid)
-        columns, rows = looked.sum(2).flatten(1), looked.sum(3).flatten(1)
-        return torch.cat([3 * columns, 3 * rows, values, self.around(grid)], 1), scores[:, 0], seen
-
-
-class ScanNet(nn.Module):
-    """(N, 2, beams): closeness and validity over the full circle -> features. What counts is how near the nearest
-    things are, so that is spread out: exp(-range / 0.3 m) and exp(-range / 1 m) go in too."""
-
-    def __init__(self, shape: Sequence[int], range_max_m: float):
-        super().__init__()
-        self.range_max_m = range_max_m
-        self.conv = nn.Sequential(nn.Conv1d(4, 24, 7, 3), nn.ReLU(), nn.Conv1d(24, 32, 5, 2), nn.ReLU(), nn.Flatten())
-        with torch.no_grad():
-            self.features = self._conv(torch.zeros(1, *shape)).shape[1]
-
-    def _conv(self, x: Tensor) -> Tensor:
-        range_m = (1 - x[:, :1]) * self.range_max_m
-        x = torch.cat([x, torch.exp(-range_m / 0.3), torch.exp(-range_m)], 1)
-        return self.conv(torch.cat([x[..., -6:], x, x[..., :6]], -1))  # the circle is closed
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv(x)
-
-
-class SequenceNet(nn.Module):
-    """Convolution over time: audio (N, channels, bands, hops) or imu (N, rows, 7) -> features."""
-
-    def __init__(self, channels: int, time: int, hidden: int):
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv1d(channels, hidden, 3, 1, 1), nn.ReLU(), nn.Conv1d(hidden, hidden, 3, 2, 1), nn.ReLU(), nn.Flatten()
-        )
-        self.features = hidden * ((time + 1) // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.flatten(1, 2) if x.dim() == 4 else x.transpose(1, 2))
-
-
-class TextNet(nn.Module):
-    """int64 tokens (N, length), 0 = padding -> features. A bag of words: commands here are short and unambiguous."""
-
-    def __init__(self, words: int, features: int = 64):
-        super().__init__()
-        self.features = features
-        self.embed = nn.Embedding(words + 1, features, padding_idx=0)
-        self.mlp = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, features), nn.ReLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.embed(x).sum(1))
+    clip: Tensor  # (B, n) a robot's last frames but the newest, of a video; else (B, 0)
 
 
 class ModalityEncoder(nn.Module):
-    """Preprocessing net -> LIF spike encoder -> CfC. Its token is the CfC's state.
+    """Preprocessing net -> spikes -> liquid cell. Its token is the liquid cell's state.
 
     Everything the fusion learns of the modality passes through the spikes.
+
+    Args:
+        config: see `ModalityConfig`. tick_period_s: the nominal time between its samples unless the config says it.
+        text_units: of the token of the text, which an "asked" net wants.
+
+    Raises ValueError for a config that makes no sense.
     """
 
-    def __init__(self, net: nn.Module, config: EncoderConfig, period_s: float):
+    def __init__(self, config: ModalityConfig, tick_period_s: float = 1 / 15, text_units: int = 0):
         super().__init__()
-        self.net = net
-        self.current = nn.Sequential(nn.Linear(net.features, config.spiking_units), nn.LayerNorm(config.spiking_units))
-        nn.init.constant_(self.current[1].bias, 0.4)
-        self.lif = LIF(config.spiking_units, config.tau_s)
-        self.cfc = CfC(config.spiking_units, config.liquid_units, period_s)
+        if config.backbone not in LIQUID:
+            raise ValueError(f"backbone: expected one of {list(LIQUID)}, got {config.backbone!r}")
+        self.config, self.shape = config, config.shape
+        self.period_s = config.period_s or tick_period_s
+        self.net = build_net(config, text_units)
+        features = self.net.features
+        self.project = nn.Identity()
+        if config.encoder_dim is not None:
+            self.project = nn.Sequential(nn.Linear(features, config.encoder_dim), nn.ReLU())
+            features = config.encoder_dim
+        self.dropout = nn.Dropout(config.dropout)
+        if config.num_spike_steps > 1:
+            self.spikes = SpikeEncoder(features, config.spiking_units, config.num_spike_steps, config.beta)
+        else:
+            units, tau_s = config.spiking_units, config.tau_s or -self.period_s / math.log(config.beta)
+            self.current = nn.Sequential(nn.Linear(features, units), nn.LayerNorm(units))
+            nn.init.constant_(self.current[1].bias, 0.4)
+            self.lif = LIF(units, tau_s, plain=config.tau_s is None)
+        self.liquid = LIQUID[config.backbone](config.spiking_units, config.liquid_units, self.period_s)
+
+    @property
+    def units(self) -> int:
+        """Of its token."""
+        return self.liquid.units
+
+    @property
+    def asks(self) -> bool:
+        """Whether its net wants the text's token, too."""
+        return hasattr(self.net, "grid")
 
     def zero_state(self, batch: int) -> EncoderState:
-        zeros = self.cfc.bias.new_zeros
-        return EncoderState(zeros(batch, self.lif.units), zeros(batch, self.cfc.units))
+        neurons = self.lif.units if hasattr(self, "lif") else 0
+        frames = math.prod(self.shape) // self.shape[0] * (self.shape[0] - 1) if self.of_frames else 0
+        zeros = self.liquid.bias.new_zeros
+        return EncoderState(zeros(batch, neurons), zeros(batch, self.units), zeros(batch, frames))
+
+    @property
+    def of_frames(self) -> bool:
+        """Whether its samples are clips, of which a robot gives one frame after the other."""
+        return self.config.type is ModalityType.VIDEO
+
+    def receive(self, x: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """What a robot's stream gives, (B, ...) -> a sample, and the clip from now on."""
+        if not self.of_frames:
+            return x, clip
+        frames = torch.cat([clip.view(len(x), -1, *self.shape[1:]), centred(x)[:, None]], 1)
+        return frames, frames[:, 1:].flatten(1)
+
+    def features(self, x: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Samples (N, ...) -> features (N, features); of an "asked" net also its scores and its grid."""
+        if not self.asks:
+            return self.dropout(self.project(self.net(x))), None, None
+        features, scores, grid = self.net(x, text)
+        return self.dropout(self.project(features)), scores, grid
 
     def step(self, features: Tensor, state: EncoderState, dt: Tensor) -> tuple[Tensor, Tensor, EncoderState]:
-        """features (B, net.features) -> token (B, liquid_units), spikes (B, spiking_units), state."""
-        spikes, v = self.lif.step(self.current(features), state.v, dt)
-        h = self.cfc.step(spikes, state.h, dt)
-        return h, spikes, EncoderState(v, h)
+        """features (B, ...) -> token (B, liquid_units), spikes or rates (B, spiking_units), state."""
+        if hasattr(self, "lif"):
+            spikes, v = self.lif.step(self.current(features), state.v, dt)
+        else:
+            spikes, v = self.spikes(features), state.v
+        h = self.liquid.step(spikes, state.h, dt)
+        return h, spikes, EncoderState(v, h, state.clip)
 
     def scan(
         self, features: Tensor, state: EncoderState, dt: Tensor, keep: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor, EncoderState]:
         """features (B, T, ...) -> tokens (B, T, liquid_units), spikes (B, T, spiking_units), state; see `LIF.scan`."""
         with torch.autocast(features.device.type, enabled=False):  # half precision in the current flips spikes
-            spikes, v = self.lif.scan(self.current(features), state.v, dt, keep, reset)
-            tokens, h = self.cfc.scan(spikes, state.h, dt, keep, reset)
-        return tokens, spikes, EncoderState(v, h)
-
-
-class CrossModalAttentionFusion(nn.Module):
-    """Hybrid fusion: the modalities' tokens early (side by side), through cross-modal attention, and late (a proposal
-    of each modality, weighted).
-
-    mask and age are inputs. An absent modality is replaced by a learned absence and attended by no one; a null token is
-    always there, so that all sensors absent is no NaN.
-    """
-
-    def __init__(self, token_units: Sequence[int], max_age_s: Sequence[float], dim: int, heads: int, outputs: int):
-        super().__init__()
-        n = len(token_units)
-        self.heads, self.dim = heads, dim
-        self.register_buffer("max_age_s", torch.tensor(max_age_s).clamp(min=1e-3), persistent=False)
-        self.project = nn.ModuleList(nn.Linear(units, dim) for units in token_units)
-        self.age = nn.Parameter(torch.zeros(n, dim))
-        self.absent = nn.Parameter(torch.randn(n, dim) * 0.1)
-        self.null = nn.Parameter(torch.randn(1, dim) * 0.1)
-        self.norm = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-        self.early = nn.Sequential(nn.Linear(n * dim, outputs), nn.ReLU())
-        self.gate = nn.Linear(dim, 1)
-        self.weight = nn.Parameter(torch.zeros(n))  # learned trust in each modality
-        self.late = nn.Linear(dim, dim)
-        self.features = outputs + 2 * dim
-
-    def forward(self, tokens: Sequence[Tensor], mask: Tensor, age: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """tokens: M of (B, units); mask, age (B, M) -> features (B, features), gates (B, M), attention (B, heads,
-        M + 1, M + 1)."""
-        x = torch.stack([project(t) for project, t in zip(self.project, tokens)], 1)
-        x = x + (age / self.max_age_s).clamp(0, 1)[..., None] * self.age
-        x = torch.where(mask[..., None] > 0, x, self.absent)
-        batch, n = mask.shape
-        y = self.norm(torch.cat([x, self.null.expand(batch, 1, self.dim)], 1))
-        q, k, v = self.qkv(y).view(batch, n + 1, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        hidden = torch.cat([mask <= 0, torch.zeros_like(mask[:, :1]) > 0], 1)[:, None, None, :]
-        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        attention = scores.masked_fill(hidden, -1e4).softmax(-1)
-        attended = self.out((attention @ v).transpose(1, 2).flatten(2))  # (B, M+1, dim)
-        z = y + attended
-        gates = (self.gate(z[:, :-1]).squeeze(-1) + self.weight).masked_fill(mask <= 0, -1e4).softmax(-1)
-        pooled = (gates[..., None] * self.late(z[:, :-1])).sum(1)
-        return torch.cat([self.early(x.flatten(1)), pooled, z[:, -1]], 1), gates, attention
+            if hasattr(self, "lif"):
+                spikes, v = self.lif.scan(self.current(features), state.v, dt, keep, reset)
+            else:
+                spikes, v = self.spikes(features.flatten(0, 1)).view(*features.shape[:2], -1), state.v
+            tokens, h = self.liquid.scan(spikes, state.h, dt, keep, reset)
+        return tokens, spikes, EncoderState(v, h, state.clip)
 
 
 class ModelState(NamedTuple):
@@ -233,58 +146,91 @@ class ModelState(NamedTuple):
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> ModelState:
         return ModelState(
-            {name: EncoderState(change(s.v), change(s.h)) for name, s in self.encoders.items()},
+            {name: EncoderState(*map(change, s)) for name, s in self.encoders.items()},
             {name: change(x) for name, x in self.held.items()},
             change(self.h),
         )
 
 
 class ModelResult(NamedTuple):
-    action: Tensor  # (B, T, action_dim)
-    go: Tensor  # (B, T, 1) logit
+    """Of a chunk of B episodes over T ticks."""
+
+    output: Tensor  # (B, T, output_dim)
+    raw: Tensor  # (B, T, ...), what the head said, see `act`
     tokens: dict[str, Tensor]  # (B, T, units), as held at each tick
-    by_step: dict[str, Tensor]  # (B, S, units), after each of the stream's own steps
+    by_step: dict[str, Tensor]  # (B, S, units), after each of the modality's own steps
     spikes: dict[str, Tensor]  # (B, S, spiking_units)
-    scores: dict[str, Tensor]  # image stream -> (N, cells + 1), head 0, of each of the batch's frames
-    grids: dict[str, Tensor]  # image stream -> (N, dim, rows, cols), what was seen whatever the command
+    scores: dict[str, Tensor]  # of an "asked" net (N, cells + 1), head 0, of each of the batch's frames
+    grids: dict[str, Tensor]  # (N, dim, rows, cols), what was seen whatever the command
     gates: Tensor  # (B, T, M)
+    attention: Tensor  # (B, T, heads, M + 1, M + 1), the last: the null token
 
 
-class RobotMultiSensorModel(nn.Module):
-    """Streams in, an action out.
+class FusionResult(NamedTuple):
+    output: Tensor  # (B, T, output_dim); (B, output_dim) where no input had a time axis
+    modality_features: dict[str, Tensor] | None  # (B, T, liquid_units), or without T
+    attention_maps: dict[str, Tensor] | None  # "fusion" (B, T, heads, M + 1, M + 1), the last: the null token; an asked
+    # camera (B, T, rows, cols)
+    modality_weights: Tensor  # (B, T, M), how much the fusion gave to each
+
+
+class MultiModalFusionNetwork(nn.Module):
+    """Modalities in, a vector out.
 
     Args:
-        streams: what it senses, in the order of mask and age. A text stream steers every image stream's encoder.
-        words: size of the vocabulary.
-        action_dim: number of actuated quantities.
+        modality_configs: by name, in the order of mask and age. A text steers every "asked" camera.
+        fusion_strategy: see `FusionStrategy`.
+        fusion_dim: of a token in the fusion. num_attention_heads: fusion_dim is a multiple of it.
+        output_dim: of what comes out: logits of classes, a prediction, an action.
+        fusion_units: of the liquid cell behind the fusion (fusion_dim).
         tick_period_s: nominal time between ticks.
+
+    Raises ValueError, which names the modality, for configs that make no sense.
     """
 
     def __init__(
         self,
-        streams: Sequence[StreamSpec],
-        words: int,
-        action_dim: int,
-        tick_period_s: float,
-        encoder: EncoderConfig = EncoderConfig(),
-        fusion_dim: int = 64,
-        fusion_units: int = 128,
-        heads: int = 4,
+        modality_configs: Mapping[str, ModalityConfig],
+        fusion_strategy: FusionStrategy = FusionStrategy.HYBRID,
+        fusion_dim: int = 512,
+        num_attention_heads: int = 8,
+        output_dim: int = 10,
+        *,
+        fusion_units: int | None = None,
+        tick_period_s: float = 1 / 15,
     ):
         super().__init__()
-        self.streams = tuple(streams)
-        self.text = next((s.name for s in streams if s.kind == "text"), None)
-        self.text_first = sorted(self.streams, key=lambda s: s.kind != "text")  # it steers the camera
+        self.names, self.configs = tuple(modality_configs), dict(modality_configs)
+        if not self.names:
+            raise ValueError("modality_configs: expected at least one modality")
+        self.tick_period_s, self.output_dim, self.strategy = tick_period_s, output_dim, FusionStrategy(fusion_strategy)
+        types = [config.type for config in self.configs.values()]
+        self.text = next((n for n, c in self.configs.items() if c.type is ModalityType.TEXT), None)
+        self.text_first = sorted(self.names, key=lambda n: n != self.text)  # it steers the camera
+        text_units = self.configs[self.text].liquid_units if self.text else 0
         self.encoders = nn.ModuleDict()
-        for spec in streams:
-            period_s = max(tick_period_s, 1 / spec.rate_hz if spec.rate_hz else 0.0)
-            self.encoders[spec.name] = ModalityEncoder(_net(spec, words, encoder.liquid_units), encoder, period_s)
-        units = [encoder.liquid_units] * len(streams)
-        max_age_s = [spec.max_age_ms / 1e3 for spec in streams]
-        self.fusion = CrossModalAttentionFusion(units, max_age_s, fusion_dim, heads, fusion_units)
+        for name, config in self.configs.items():
+            try:
+                self.encoders[name] = ModalityEncoder(config, tick_period_s, text_units)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            if self.encoders[name].asks and not self.text:
+                raise ValueError(f"{name}: preprocessing 'asked' needs a TEXT modality that asks")
+        units, max_age_s = [e.units for e in self.encoders.values()], [c.max_age_s for c in self.configs.values()]
+        fusion_units = fusion_units or fusion_dim
+        self.fusion = build_fusion(
+            self.strategy, types, units, max_age_s, fusion_dim, num_attention_heads, fusion_units
+        )
         self.core = CfC(self.fusion.features, fusion_units, tick_period_s)
-        self.head = nn.Sequential(nn.Linear(fusion_units, 64), nn.ReLU(), nn.Linear(64, action_dim + 1))
-        self.aux = nn.ModuleDict()  # heads that only training has, see training/drive.py
+        self.head = self._head(fusion_units, output_dim)
+        self.aux = nn.ModuleDict()  # heads that only training has
+
+    def _head(self, units: int, outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(units, 64), nn.ReLU(), nn.Linear(64, outputs))
+
+    def act(self, raw: Tensor) -> Tensor:
+        """What the head said (..., n) -> output (..., output_dim)."""
+        return raw
 
     def zero_state(self, batch: int) -> ModelState:
         encoders = {name: e.zero_state(batch) for name, e in self.encoders.items()}
@@ -294,7 +240,117 @@ class RobotMultiSensorModel(nn.Module):
             h=self.core.bias.new_zeros(batch, self.core.units),
         )
 
-    def forward(self, batch: Batch, state: ModelState) -> tuple[ModelResult, ModelState]:
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        dt: Tensor | None = None,
+        return_modality_features: bool = False,
+        return_attention_maps: bool = False,
+    ) -> FusionResult:
+        """Regular sequences from rest.
+
+        Args:
+            inputs: by name (B, T, *input_dim), or (B, *input_dim): one sample, at the first tick, and held; of sound
+                also waveforms (B, [T,] channels, samples), (B, samples). What is not given is absent.
+            mask: (B, T, M) or (B, M), 1 where a modality is present; it is absent where it was not given.
+            dt: (B, T, 1) seconds between ticks; the nominal period.
+
+        Raises ValueError, which names the modality, what was expected and what came.
+        """
+        inputs = {name: self._channels(name, x) for name, x in inputs.items()}
+        lanes, ticks, one = self._sizes(inputs)
+        batch = self._regular(inputs, lanes, ticks, mask, dt)
+        result, _ = self.scan(batch, self.zero_state(lanes))
+
+        def shown(x: Tensor) -> Tensor:
+            return x[:, 0] if one else x
+
+        features = maps = None
+        if return_modality_features:
+            features = {name: shown(token) for name, token in result.tokens.items()}
+        if return_attention_maps:
+            maps = {"fusion": shown(result.attention)}
+            for name, scores in result.scores.items():
+                steps = batch.steps[name]
+                looked = scores[:, :-1].softmax(-1).view(lanes, -1, *self.encoders[name].net.grid)
+                maps[name] = shown(looked[torch.arange(lanes)[:, None], (steps.at - 1).clamp(min=0)])
+        return FusionResult(shown(result.output), features, maps, shown(result.gates))
+
+    def _channels(self, name: str, x: Tensor) -> Tensor:
+        """A waveform (B, samples) of one channel is one of (B, 1, samples)."""
+        config = self.configs.get(name)
+        wave = config is not None and config.type is ModalityType.AUDIO and config.sample_rate_hz and x.dim() == 2
+        return x[:, None] if wave else x
+
+    def _sizes(self, inputs: Mapping[str, Tensor]) -> tuple[int, int, bool]:
+        """Lanes, ticks, and whether no input has a time axis."""
+        if unknown := [name for name in inputs if name not in self.names]:
+            raise ValueError(f"{unknown[0]}: expected one of the modalities {list(self.names)}")
+        if not inputs:
+            raise ValueError(f"expected at least one of the modalities {list(self.names)}, got none")
+        sizes: dict[str, tuple[int, int | None]] = {}
+        for name, x in inputs.items():
+            tails = _tails(self.configs[name])
+            timed, single = (any(_fits(x.shape[n:], tail) for tail in tails) for n in (2, 1))
+            if not timed and not single:
+                want = " or ".join(f"(batch, [time,] {', '.join(map(str, tail))})" for tail in tails)
+                raise ValueError(f"{name}: expected {want}".replace("None", "n") + f", got {tuple(x.shape)}")
+            sizes[name] = len(x), x.shape[1] if timed else None
+        lanes, ticks = next(iter(sizes.values()))[0], [t for _, t in sizes.values() if t is not None]
+        for name, (batch, t) in sizes.items():
+            if batch != lanes or (t is not None and t != ticks[0]):
+                want = f"a batch of {lanes}" + (f" and {ticks[0]} time steps" if ticks else "")
+                raise ValueError(f"{name}: expected {want} as the others have, got {tuple(inputs[name].shape)}")
+        return lanes, ticks[0] if ticks else 1, not ticks
+
+    def _regular(
+        self, inputs: Mapping[str, Tensor], lanes: int, ticks: int, mask: Tensor | None, dt: Tensor | None
+    ) -> Batch:
+        """Regular sequences as a batch of irregular time: every modality steps at every tick, or once."""
+        like = next(iter(inputs.values()))
+        some = torch.zeros(0, device=like.device)
+        if dt is None:
+            dt = some.new_full((lanes, ticks, 1), self.tick_period_s)
+        present = torch.tensor([float(name in inputs) for name in self.names], device=like.device)
+        present = present.expand(lanes, ticks, -1)
+        if mask is not None:
+            present = present * (mask if mask.dim() == 3 else mask[:, None])
+        steps = {}
+        for name, config in self.configs.items():
+            count = 0
+            if name in inputs:
+                x = inputs[name]
+                timed = ticks if any(_fits(x.shape[2:], tail) for tail in _tails(config)) else None
+                count, x = timed or 1, x.flatten(0, 1) if timed else x
+            else:
+                x = _blank(config, like.device)
+            lane = torch.arange(lanes, device=like.device).repeat_interleave(count)
+            slot = torch.arange(count, device=like.device).repeat(lanes)
+            slots = max(1, count)
+            first = some.new_full((lanes, slots, 1), self.encoders[name].period_s)  # before it nothing came
+            since = dt[:, :slots] if count == ticks else first
+            steps[name] = StepBatch(
+                x=x,
+                where=torch.stack([lane, slot], 1),
+                tick=slot,
+                text_at=(slot + 1).clamp(max=self._text_steps(inputs, ticks)),
+                dt=torch.cat([first[:, :1], since[:, 1:]], 1),
+                keep=torch.full((lanes, slots, 1), count > 0, device=like.device),
+                reset=torch.zeros(lanes, slots, 1, dtype=torch.bool, device=like.device),
+                at=torch.arange(1, ticks + 1, device=like.device).clamp(max=count).expand(lanes, -1),
+            )
+        flags = torch.zeros(lanes, ticks, 1, dtype=torch.bool, device=like.device)
+        return Batch(
+            steps, present, torch.zeros_like(present), dt, reset=flags, valid=~flags, start=~flags[:, 0, 0], labels={}
+        )
+
+    def _text_steps(self, inputs: Mapping[str, Tensor], ticks: int) -> int:
+        if self.text not in inputs:
+            return 0
+        return ticks if inputs[self.text].dim() == 3 else 1
+
+    def scan(self, batch: Batch, state: ModelState) -> tuple[ModelResult, ModelState]:
         """A chunk of B episodes over T ticks. Nets run over all samples at once, cells over time, the fusion over all
         ticks at once, its core over time."""
         state = state.zero_where(batch.start)
@@ -305,14 +361,13 @@ class RobotMultiSensorModel(nn.Module):
         grids: dict[str, Tensor] = {}
         encoders, held = dict(state.encoders), dict(state.held)
         text_tokens = None
-        for spec in self.text_first:
-            name, encoder, steps = spec.name, self.encoders[spec.name], batch.steps[spec.name]
+        for name in self.text_first:
+            encoder, steps = self.encoders[name], batch.steps[name]
             lane, slot = steps.where.T
-            if spec.kind == "image":
-                assert text_tokens is not None, "an image stream needs a text stream to steer it"
-                features, scores[name], grids[name] = encoder.net(steps.x, text_tokens[lane, steps.text_at])
-            else:
-                features = encoder.net(steps.x)
+            asked = text_tokens[lane, steps.text_at] if encoder.asks and text_tokens is not None else None
+            features, looked, grid = encoder.features(steps.x, asked)
+            if looked is not None and grid is not None:
+                scores[name], grids[name] = looked, grid
             padded = steps.dt.new_zeros(*steps.dt.shape[:2], features.shape[-1]).index_put(
                 (lane, slot), features.float()
             )
@@ -323,36 +378,147 @@ class RobotMultiSensorModel(nn.Module):
             tokens[name] = ever.gather(1, steps.at[..., None].expand(-1, -1, ever.shape[-1]))
             held[name] = tokens[name][:, -1]
             by_step[name] = after
-            if spec.kind == "text":
+            if name == self.text:
                 text_tokens = ever
-        ordered = [tokens[spec.name].flatten(0, 1) for spec in self.streams]
+        ordered = [tokens[name].flatten(0, 1) for name in self.names]
         shape = batch.mask.shape[:2]
         with torch.autocast(batch.mask.device.type, enabled=False):  # only the nets may run in half precision
-            fused, gates, _ = self.fusion(ordered, batch.mask.flatten(0, 1), batch.age.flatten(0, 1))
+            fused, gates, attention = self.fusion(ordered, batch.mask.flatten(0, 1), batch.age.flatten(0, 1))
             hidden, h = self.core.scan(fused.view(*shape, -1), state.h, batch.dt, batch.valid, batch.reset)
-            action, go = self.act(hidden)
-        result = ModelResult(action, go, tokens, by_step, all_spikes, scores, grids, gates.view(*shape, -1))
+            raw = self.head(hidden)
+        result = ModelResult(
+            self.act(raw), raw, tokens, by_step, all_spikes, scores, grids, gates.view(*shape, -1),
+            attention.view(*shape, *attention.shape[1:]),
+        )  # fmt: skip
         return result, ModelState(encoders, held, h)
 
-    def act(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, fusion_units) -> action (B, action_dim), logit of moving at all: a stop must be a stop, not a little
-        speed."""
-        out = self.head(h)
-        go = out[..., -1:]
-        return out[..., :-1] * torch.sigmoid(go), go
+
+def _tails(config: ModalityConfig) -> list[tuple[int | None, ...]]:
+    """Shapes of one sample that a modality takes; None is any."""
+    shape = config.shape
+    if config.type is ModalityType.VISION:
+        return [shape, (*shape[1:], shape[0])]
+    if config.type is ModalityType.VIDEO:
+        return [shape, (shape[0], *shape[2:], shape[1])]
+    if config.type is ModalityType.AUDIO and config.sample_rate_hz:
+        return [shape, (shape[0] - 1, None)]
+    return [shape]
 
 
-def _net(spec: StreamSpec, words: int, text_units: int) -> nn.Module:
-    if spec.kind == "image":
-        return CameraNet(spec.shape, text_units)
-    if spec.kind == "scan":
-        return ScanNet(spec.shape, spec.range_max_m)
-    if spec.kind == "audio":
-        return SequenceNet(spec.shape[0] * spec.shape[1], spec.shape[2], 48)
-    if spec.kind == "imu":
-        return SequenceNet(spec.shape[1], spec.shape[0], 16)
-    if spec.kind == "text":
-        return TextNet(words)
-    raise ValueError(
-        f"{spec.name}: no encoder for a stream of kind {spec.kind!r}; known: image, scan, audio, imu, text"
-    )
+def _fits(shape: Sequence[int], tail: Sequence[int | None]) -> bool:
+    return len(shape) == len(tail) and all(want in (None, n) for n, want in zip(shape, tail))
+
+
+def _blank(config: ModalityConfig, device: torch.device) -> Tensor:
+    """No samples at all."""
+    return torch.zeros(0, *config.shape, dtype=torch.int64 if config.type is ModalityType.TEXT else None, device=device)
+
+
+class RobotMultiSensorModel(MultiModalFusionNetwork):
+    """A camera and other sensors in, an action of any dimension out (wheels: 2; an arm with gripper: 7).
+
+    Args:
+        camera_size: (3, h, w). num_sensors: numbers that come together, such as joint positions.
+        modalities: instead of these two, by name. Further arguments as of `MultiModalFusionNetwork`.
+    """
+
+    def __init__(
+        self,
+        camera_size: tuple[int, int, int] = (3, 224, 224),
+        num_sensors: int = 10,
+        fusion_dim: int = 512,
+        action_dim: int = 7,
+        *,
+        modalities: Mapping[str, ModalityConfig] | None = None,
+        fusion_strategy: FusionStrategy = FusionStrategy.HYBRID,
+        num_attention_heads: int = 4,
+        fusion_units: int | None = None,
+        tick_period_s: float = 1 / 15,
+    ):
+        super().__init__(
+            modalities
+            or {
+                "camera": ModalityConfig(ModalityType.VISION, camera_size),
+                "sensors": ModalityConfig(ModalityType.SENSOR, num_sensors),
+            },
+            fusion_strategy, fusion_dim, num_attention_heads, action_dim,
+            fusion_units=fusion_units, tick_period_s=tick_period_s,
+        )  # fmt: skip
+
+    def _head(self, units: int, outputs: int) -> nn.Module:
+        return super()._head(units, outputs + 1)
+
+    def act(self, raw: Tensor) -> Tensor:
+        """The last of what the head said is the logit of moving at all: a stop must be a stop, not a little speed."""
+        return raw[..., :-1] * torch.sigmoid(raw[..., -1:])
+
+
+class TriModalModel(MultiModalFusionNetwork):
+    """Picture, text and sound in, logits of classes out. Sound is a waveform, or log-mel as a robot has it."""
+
+    def __init__(
+        self,
+        image_size: tuple[int, int, int] = (3, 224, 224),
+        text_vocab_size: int = 10_000,
+        audio_sample_rate: int = 16_000,
+        fusion_dim: int = 512,
+        num_classes: int = 10,
+        *,
+        text_length: int = 32,
+        audio_s: float = 1.0,
+        fusion_strategy: FusionStrategy = FusionStrategy.HYBRID,
+    ):
+        super().__init__(
+            {
+                "image": ModalityConfig(ModalityType.VISION, image_size),
+                "text": ModalityConfig(ModalityType.TEXT, text_length, vocabulary=text_vocab_size, max_age_s=0),
+                "audio": sound(audio_sample_rate, audio_s),
+            },
+            fusion_strategy, fusion_dim, output_dim=num_classes,
+        )  # fmt: skip
+
+
+def sound(sample_rate_hz: int, seconds: float, channels: int = 1, bands: int = 40, **sizes: Any) -> ModalityConfig:
+    """Of a modality that hears the last `seconds`."""
+    hops = 1 + int((seconds - AUDIO_FRAME / sample_rate_hz) / AUDIO_HOP_S + 1e-6)
+    return ModalityConfig(ModalityType.AUDIO, (channels + 1, bands, hops), sample_rate_hz=sample_rate_hz, **sizes)
+
+
+def captioning(vocabulary: int, image_size: tuple[int, int, int] = (3, 224, 224), **sizes: Any) -> Any:
+    """What comes next in a caption: picture and words so far in, logits of the vocabulary (and of the end, 0) out."""
+    text = ModalityConfig(ModalityType.TEXT, 32, vocabulary=vocabulary, max_age_s=0)
+    modalities = {"image": ModalityConfig(ModalityType.VISION, image_size), "text": text}
+    return MultiModalFusionNetwork(modalities, FusionStrategy.HYBRID, output_dim=vocabulary + 1, **sizes)
+
+
+def video(num_classes: int, clip: tuple[int, int, int, int] = (16, 3, 112, 112), **sizes: Any) -> Any:
+    """Clips with sound in, logits of classes out."""
+    modalities = {"video": ModalityConfig(ModalityType.VIDEO, clip), "audio": sound(16_000, 1.0)}
+    return MultiModalFusionNetwork(modalities, FusionStrategy.HIERARCHICAL, output_dim=num_classes, **sizes)
+
+
+def robot_control(action_dim: int = 7, **sizes: Any) -> RobotMultiSensorModel:
+    return RobotMultiSensorModel(action_dim=action_dim, **sizes)
+
+
+def moderation(text_vocab_size: int = 10_000, num_classes: int = 2, **sizes: Any) -> TriModalModel:
+    """Picture, text and sound in; whether it may be shown."""
+    return TriModalModel(text_vocab_size=text_vocab_size, num_classes=num_classes, **sizes)
+
+
+PRESETS: dict[str, Callable[..., MultiModalFusionNetwork]] = {
+    "captioning": captioning,
+    "video": video,
+    "robot_control": robot_control,
+    "moderation": moderation,
+}
+
+
+def modalities_of(streams: Sequence[StreamSpec], words: int, tick_period_s: float, **sizes: Any) -> dict[str, Any]:
+    """Configs of a robot's streams. A text steers the cameras; `sizes` are further fields of all of them."""
+    asked = any(spec.kind == "text" for spec in streams)
+    configs = {spec.name: ModalityConfig.of(spec, tick_period_s, words, **sizes) for spec in streams}
+    for name, config in configs.items():
+        if asked and config.type is ModalityType.VISION:
+            configs[name] = replace(config, preprocessing="asked")
+    return configs

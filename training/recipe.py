@@ -29,11 +29,11 @@ class TrainConfig:
 class Round:
     """Make `episodes` from `first_seed` on, then train for `steps` on all episodes so far."""
 
-    episodes: int
-    first_seed: int
-    student: float
-    bursts: float
     steps: int
+    episodes: int = 0
+    first_seed: int = 0
+    student: float = 0.0
+    bursts: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class Recipe:
     tick: dict[str, Any]
     max_gap_ms: float
     streams: tuple[StreamSpec, ...]
-    action: dict[str, Any]
     model: dict[str, Any]
     train: TrainConfig
     rounds: tuple[Round, ...]
     raw: dict[str, Any]  # as it was read, overrides applied
+    action: dict[str, Any] = dataclasses.field(default_factory=dict)  # what comes out, as in the manifest: this,
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)  # or this
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)  # the task's own
 
 
 def read_recipe(path: Path, overrides: list[str] = []) -> Recipe:  # noqa: B006 (not changed)

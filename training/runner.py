@@ -12,33 +12,33 @@ from mm_edge.preprocess import Vocabulary
 from mm_edge.safety import Limits, limit
 from mm_edge.sim.rooms import vocabulary
 from mm_edge.types import Sample
-from training.models import ModelState, RobotMultiSensorModel
+from training.models import ModelState, MultiModalFusionNetwork, RobotMultiSensorModel
 from training.recipe import Recipe
 
 
 @torch.no_grad()
 def step(
-    model: RobotMultiSensorModel, inputs: ModelInputs, state: ModelState
+    model: MultiModalFusionNetwork, inputs: ModelInputs, state: ModelState
 ) -> tuple[np.ndarray, dict[str, np.ndarray], ModelState]:
-    """One tick, batch 1 -> action (action_dim,), the spikes (spiking_units,) of the streams that stepped, state."""
+    """One tick, batch 1 -> output (output_dim,), the spikes (spiking_units,) of the streams that stepped, state."""
     if inputs.reset:
         state = model.zero_state(1)
     encoders, held, spikes = dict(state.encoders), dict(state.held), {}
-    for spec in model.text_first:
-        if spec.name not in inputs.fresh:
+    for name in model.text_first:
+        if name not in inputs.fresh:
             continue
-        x, dt_s, reset = inputs.fresh[spec.name]
-        encoder = model.encoders[spec.name]
-        before = encoder.zero_state(1) if reset else encoders[spec.name]
+        x, dt_s, reset = inputs.fresh[name]
+        encoder = model.encoders[name]
+        before = encoder.zero_state(1) if reset else encoders[name]
         batch, dt = torch.from_numpy(x)[None], torch.tensor([[dt_s]], dtype=torch.float32)
-        features = encoder.net(batch, held[model.text])[0] if spec.kind == "image" else encoder.net(batch)
-        held[spec.name], fired, encoders[spec.name] = encoder.step(features, before, dt)
-        spikes[spec.name] = fired[0].numpy()
+        sample, clip = encoder.receive(batch, before.clip)
+        features, _, _ = encoder.features(sample, held.get(model.text))
+        held[name], fired, encoders[name] = encoder.step(features, before._replace(clip=clip), dt)
+        spikes[name] = fired[0].numpy()
     mask, age = torch.from_numpy(inputs.mask)[None], torch.from_numpy(inputs.age)[None]
-    fused, _, _ = model.fusion([held[spec.name] for spec in model.streams], mask, age)
+    fused, _, _ = model.fusion([held[name] for name in model.names], mask, age)
     h = model.core.step(fused, state.h, torch.tensor([[inputs.dt_s]], dtype=torch.float32))
-    action, _ = model.act(h)
-    return action[0].numpy(), spikes, ModelState(encoders, held, h)
+    return model.act(model.head(h))[0].numpy(), spikes, ModelState(encoders, held, h)
 
 
 class TorchPipeline:

@@ -18,22 +18,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from training import drive
-from training.batches import Lanes
-from training.models import ModelState, RobotMultiSensorModel
+from training.batches import Batch
+from training.models import ModelState, MultiModalFusionNetwork
 from training.recipe import Recipe, Round, read_recipe
-from training.tables import Tables
 
 RECIPES = Path(__file__).parent / "recipes"
+TASKS = {"drive": drive}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,18 +65,18 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     kept.write_text(yaml.safe_dump(recipe.raw, sort_keys=False))
     _same_code(out)
-    episodes: list[Tables] = []
+    task = TASKS[recipe.task]
     student: Path | None = None
     for index in range(len(recipe.rounds)):
         weights = out / f"round{index}.safetensors"
-        with _cpu_minutes(out, f"round {index}: episodes"):
-            episodes += drive.demonstrations(recipe, index, out / "episodes" / f"round{index}", student, workers)
         if not weights.exists():
+            with _cpu_minutes(out, f"round {index}: data"):
+                supply = task.supply(recipe, index, out, workers)
             with _cpu_minutes(out, f"round {index}: train"):
-                model = drive.build_model(recipe)
+                model = task.build_model(recipe)
                 if student is not None:
                     model.load_state_dict(load_file(student))
-                _train_round(recipe, index, model, episodes, out)
+                _train_round(recipe, index, model, supply, out)
                 save_file(model.state_dict(), weights.with_suffix(".part"))
                 weights.with_suffix(".part").rename(weights)  # whole or not at all
         student = weights
@@ -108,21 +109,44 @@ def _cpu_minutes(out: Path, stage: str) -> Iterator[None]:
         file.write_text(json.dumps(spent, indent=2))
 
 
+class Supply(Protocol):
+    """An endless supply of batches, each of `train.lanes` lanes; `state_dict` makes resuming exact."""
+
+    def next(self) -> Batch: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class _Lesson(nn.Module):
+    """A model and what it is to learn, as one module: all that has a gradient is used within its forward, which is what
+    training on several machines asks for."""
+
+    def __init__(self, recipe: Recipe, model: MultiModalFusionNetwork):
+        super().__init__()
+        self.recipe, self.model = recipe, model
+
+    def forward(self, batch: Batch, state: ModelState) -> tuple[Tensor, dict[str, Tensor], ModelState]:
+        result, state = self.model.scan(batch, state)
+        with torch.autocast(batch.mask.device.type, enabled=False):
+            total, parts = TASKS[self.recipe.task].loss(self.recipe, self.model, batch, result)
+        return total, {name: value.detach() for name, value in parts.items()}, state
+
+
 class _Progress:
     """What a stopped training needs to go on exactly: where each lane is, and what the model remembers there."""
 
-    def __init__(self, lanes: Lanes, state: ModelState):
-        self.lanes, self.state, self.step = lanes, state, 0
+    def __init__(self, supply: Supply, state: ModelState):
+        self.supply, self.state, self.step = supply, state, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lanes": self.lanes.state_dict(), "state": self.state, "step": self.step}
+        return {"supply": self.supply.state_dict(), "state": self.state, "step": self.step}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.lanes.load_state_dict(saved["lanes"])
+        self.supply.load_state_dict(saved["supply"])
         self.state, self.step = saved["state"].to(self.state.h.device), saved["step"]  # it was loaded onto the CPU
 
 
-def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episodes: list[Tables], out: Path) -> None:
+def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, supply: Supply, out: Path) -> None:
     config, round_ = recipe.train, recipe.rounds[index]
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision=config.mixed_precision,
@@ -131,10 +155,8 @@ def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episo
     accelerator.init_trackers(f"logs/round{index}")
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config.warm_up_steps, round_))
-    wrapped, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    progress = _Progress(
-        Lanes(episodes, config.lanes, config.ticks, recipe.seed + index), model.zero_state(config.lanes)
-    )
+    lesson, optimizer, scheduler = accelerator.prepare(_Lesson(recipe, model), optimizer, scheduler)
+    progress = _Progress(supply, model.zero_state(config.lanes))
     accelerator.register_for_checkpointing(progress)
     saved = out / "checkpoint"
     if not saved.exists() and saved.with_suffix(".old").exists():  # stopped between the two renamings
@@ -145,9 +167,8 @@ def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episo
     bar = tqdm(range(progress.step, round_.steps), f"round {index}: train", initial=progress.step, total=round_.steps)
     smooth: dict[str, float] = {}
     for step in bar:
-        batch = progress.lanes.next().to(accelerator.device)
-        result, progress.state = wrapped(batch, progress.state)
-        total, parts = drive.loss(model, batch, result)
+        batch = progress.supply.next().to(accelerator.device)
+        total, parts, progress.state = lesson(batch, progress.state)
         optimizer.zero_grad()
         accelerator.backward(total)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
@@ -155,7 +176,7 @@ def _train_round(recipe: Recipe, index: int, model: RobotMultiSensorModel, episo
         scheduler.step()
         progress.step = step + 1
         if step % 10 == 0:
-            values = {k: float(v.detach()) for k, v in parts.items()}
+            values = {k: float(v) for k, v in parts.items()}
             smooth = {k: 0.9 * smooth.get(k, v) + 0.1 * v for k, v in values.items()}
             accelerator.log(values, step=step)
             bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()})
