@@ -44,7 +44,8 @@ MESSAGE_TYPES = {
 }
 # Its usual topic, relative so that robots live in namespaces. A vector has none.
 TOPICS = {"audio": "audio", "image": "image", "imu": "imu", "points": "points", "scan": "scan", "text": "command_text"}
-UNSTAMPED = ("std_msgs/msg/String", "geometry_msgs/msg/Twist")  # no header: their arrival is their stamp
+# Their arrival is their stamp: no header, or one that says when to begin, 0 being "at once".
+UNSTAMPED = ("std_msgs/msg/String", "geometry_msgs/msg/Twist", "trajectory_msgs/msg/JointTrajectory")
 
 # encoding: bytes a pixel, and cv2's way to RGB. All are bytes, so `is_bigendian` has nothing to say.
 _ENCODINGS = {
@@ -70,8 +71,9 @@ def from_ros(spec: StreamSpec, type_name: str, msg: Any, arrival_ns: int) -> Sam
     Reads Image (rgb8, bgr8, rgba8, bgra8, mono8, yuyv, uyvy) and CompressedImage (jpeg, png) as image, PointCloud2 as
     audio (see above) or points, LaserScan, Imu, String, and as vector: Twist and TwistStamped (6: linear, angular),
     Odometry (13: position, orientation x y z w, linear, angular), JointState (position, velocity, effort, as far as
-    given, in the message's order). Arrays may share the message's memory. Whether the values make sense (NaN, a wrong
-    sample rate) is for `preprocess.check`.
+    given, in the message's order), NavSatFix (3: latitude, longitude in degrees, to 0.8 m, altitude in m) and
+    JointTrajectory (the first point's positions, or velocities if it has none). Arrays may share the message's memory.
+    Whether the values make sense (NaN, a wrong sample rate) is for `preprocess.check`.
 
     Raises SampleError for a message of another type, without a stamp, or whose fields contradict each other.
     """
@@ -223,6 +225,19 @@ def _joint_state(spec: StreamSpec, msg: Any) -> np.ndarray:
     return np.concatenate([msg.position, msg.velocity, msg.effort], dtype=np.float32)
 
 
+def _nav_sat_fix(spec: StreamSpec, msg: Any) -> np.ndarray:
+    if msg.status.status < 0:
+        raise SampleError(spec.name, "a fix", f"status {msg.status.status}: no satellites")
+    return np.array([msg.latitude, msg.longitude, msg.altitude], np.float32)
+
+
+def _joint_trajectory(spec: StreamSpec, msg: Any) -> np.ndarray:
+    if not msg.points:
+        raise SampleError(spec.name, "a point", "an empty trajectory")
+    point = msg.points[0]
+    return np.array(point.positions if len(point.positions) else point.velocities, np.float32)
+
+
 def _audio(spec: StreamSpec, msg: Any) -> Audio:
     channels = [f"ch{i}" for i in range(len(msg.fields) - 2)]
     cloud = _cloud(spec, msg, {"sample_rate_hz": _UINT32, "first_sample": _FLOAT64, **dict.fromkeys(channels, _INT16)})
@@ -289,6 +304,8 @@ _READERS: dict[tuple[str, str], Callable[[StreamSpec, Any], Any]] = {
     ("vector", "geometry_msgs/msg/TwistStamped"): lambda spec, msg: twist_from_ros(msg),
     ("vector", "nav_msgs/msg/Odometry"): _odometry,
     ("vector", "sensor_msgs/msg/JointState"): _joint_state,
+    ("vector", "sensor_msgs/msg/NavSatFix"): _nav_sat_fix,
+    ("vector", "trajectory_msgs/msg/JointTrajectory"): _joint_trajectory,
 }
 
 

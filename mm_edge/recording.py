@@ -278,6 +278,19 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         return {**_read_json(bag, META), **outcome, "ticks": ticks}
 
 
+def first_messages(path: str | Path) -> dict[str, tuple[str, int, Any]]:
+    """Of each topic in any bag that `read` reads: its type, the number of its messages and the first of them, as
+    rosbags gives it; None if there is none, or its type is unknown. Raises RecordingError."""
+    found: dict[str, tuple[str, int, Any]] = {}
+    with named(path, "cannot be read"), _open(Path(path)) as bag:
+        for c in bag.connections:  # a topic has several where several published
+            first = next(bag.messages([c]), None) if c.msgcount and c.msgtype in bag.typestore.types else None
+            msg = bag.deserialize(first[2], c.msgtype) if first else None
+            _, count, before = found.get(_absolute(c.topic), ("", 0, None))
+            found[_absolute(c.topic)] = c.msgtype, count + c.msgcount, before or msg
+    return found
+
+
 def _read_json(bag: Any, topic: str) -> dict[str, Any]:
     connections = [c for c in bag.connections if c.topic == topic and c.msgtype == STRING]
     for connection, _, raw in bag.messages(connections) if connections else ():

@@ -1,6 +1,7 @@
 """The fused spike encoder and the liquid cell with a backbone, beside the plain way to write them."""
 
 import math
+import shutil
 
 import pytest
 
@@ -53,6 +54,35 @@ def test_rates_are_those_of_the_loop_to_the_bit_and_gradients_to_rounding(encode
     grads = torch.autograd.grad((rate * weight).sum(), inputs)
     for grad, wanted in zip(grads, torch.autograd.grad((want * weight).sum(), inputs), strict=True):
         assert (grad - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_compiled_scans_differ_in_at_most_one_rate_of_ten_thousand(encoder):
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile on a CPU needs g++")
+    x, inputs = 2 * torch.randn(64, 64), list(encoder.parameters())
+    plain = encoder(x)
+    wanted = torch.autograd.grad(plain.square().sum(), inputs)
+    encoder.compiled = True
+    rate = encoder(x)
+    assert (rate != plain).float().mean() <= 1e-4
+    for grad, want in zip(torch.autograd.grad(rate.square().sum(), inputs), wanted, strict=True):
+        assert (grad - want).norm() < 1e-3 * want.norm()
+
+
+def test_rates_and_gradients_are_those_of_snntorch(encoder):
+    snntorch = pytest.importorskip("snntorch", reason="a peer: pip install snntorch")
+    leaky = snntorch.Leaky(beta=0.95, spike_grad=snntorch.surrogate.fast_sigmoid(slope=25))
+    x, inputs = 2 * torch.randn(40, 64), list(encoder.parameters())
+    v1, v2, total = leaky.reset_mem(), leaky.reset_mem(), 0
+    for _ in range(encoder.steps):
+        s1, v1 = leaky(encoder.fc1(x), v1)
+        s2, v2 = leaky(encoder.fc2(s1), v2)
+        total = total + s2
+    rate, want = encoder(x), total / encoder.steps
+    assert torch.equal(rate, want)
+    wanted = torch.autograd.grad(want.square().sum(), inputs)
+    for grad, want in zip(torch.autograd.grad(rate.square().sum(), inputs), wanted, strict=True):
+        assert (grad - want).norm() < 1e-5 * want.norm()
 
 
 def test_a_current_below_the_threshold_never_fires_and_one_far_above_fires_at_each_step(encoder):

@@ -55,6 +55,33 @@ class Batch:
         return Batch(**move(vars(self)))
 
 
+def regular_steps(x: Tensor, dt: Tensor, ticks: int, first_dt_s: float, text_steps: int = 0) -> StepBatch:
+    """x (B, T, ...), a sample at each of `ticks` ticks, or at the first alone (T = 1), or none at all (T = 0); dt (B,
+    ticks, 1) seconds between ticks, of which the first is replaced. `text_steps`: those of the text, as many, 1 or 0."""
+    lanes, count = x.shape[:2]
+    lane = torch.arange(lanes, device=x.device).repeat_interleave(count)
+    slot = torch.arange(count, device=x.device).repeat(lanes)
+    slots = max(1, count)
+    first = dt.new_full((lanes, 1, 1), first_dt_s)
+    return StepBatch(
+        x=x.flatten(0, 1),
+        where=torch.stack([lane, slot], 1),
+        tick=slot,
+        text_at=(slot + 1).clamp(max=text_steps),
+        dt=torch.cat([first, dt[:, 1:slots]], 1),
+        keep=torch.full((lanes, slots, 1), count > 0, device=x.device),
+        reset=torch.zeros(lanes, slots, 1, dtype=torch.bool, device=x.device),
+        at=torch.arange(1, ticks + 1, device=x.device).clamp(max=count).expand(lanes, -1),
+    )
+
+
+def regular_batch(steps: dict[str, StepBatch], mask: Tensor, dt: Tensor, labels: dict[str, Tensor]) -> Batch:
+    """Lanes that begin anew, at regular ticks. mask (B, T, M), dt (B, T, 1)."""
+    no = torch.zeros_like(dt, dtype=torch.bool)
+    age = torch.zeros_like(mask)
+    return Batch(steps, mask, age, dt, reset=no, valid=~no, start=~no[:, 0, 0], labels=labels)
+
+
 class Lanes:
     """An endless supply of batches; `state_dict` makes resuming exact. A lane starts from zero state where its episode
     does, and nowhere else: in the middle of one it would not know the command."""

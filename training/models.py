@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S
 from mm_edge.types import StreamSpec
-from training.batches import Batch, StepBatch
+from training.batches import Batch, regular_batch, regular_steps
 from training.cells import LIF, LTC, CfC
 from training.fusion import FusionStrategy, build_fusion
 from training.nets import ModalityConfig, ModalityType, build_net, centred
@@ -308,42 +308,22 @@ class MultiModalFusionNetwork(nn.Module):
         self, inputs: Mapping[str, Tensor], lanes: int, ticks: int, mask: Tensor | None, dt: Tensor | None
     ) -> Batch:
         """Regular sequences as a batch of irregular time: every modality steps at every tick, or once."""
-        like = next(iter(inputs.values()))
-        some = torch.zeros(0, device=like.device)
+        device = next(iter(inputs.values())).device
         if dt is None:
-            dt = some.new_full((lanes, ticks, 1), self.tick_period_s)
-        present = torch.tensor([float(name in inputs) for name in self.names], device=like.device)
+            dt = torch.full((lanes, ticks, 1), self.tick_period_s, device=device)
+        present = torch.tensor([float(name in inputs) for name in self.names], device=device)
         present = present.expand(lanes, ticks, -1)
         if mask is not None:
             present = present * (mask if mask.dim() == 3 else mask[:, None])
-        steps = {}
+        steps, text_steps = {}, self._text_steps(inputs, ticks)
         for name, config in self.configs.items():
-            count = 0
             if name in inputs:
-                x = inputs[name]
-                timed = ticks if any(_fits(x.shape[2:], tail) for tail in _tails(config)) else None
-                count, x = timed or 1, x.flatten(0, 1) if timed else x
+                timed = any(_fits(inputs[name].shape[2:], tail) for tail in _tails(config))
+                x = inputs[name] if timed else inputs[name][:, None]
             else:
-                x = _blank(config, like.device)
-            lane = torch.arange(lanes, device=like.device).repeat_interleave(count)
-            slot = torch.arange(count, device=like.device).repeat(lanes)
-            slots = max(1, count)
-            first = some.new_full((lanes, slots, 1), self.encoders[name].period_s)  # before it nothing came
-            since = dt[:, :slots] if count == ticks else first
-            steps[name] = StepBatch(
-                x=x,
-                where=torch.stack([lane, slot], 1),
-                tick=slot,
-                text_at=(slot + 1).clamp(max=self._text_steps(inputs, ticks)),
-                dt=torch.cat([first[:, :1], since[:, 1:]], 1),
-                keep=torch.full((lanes, slots, 1), count > 0, device=like.device),
-                reset=torch.zeros(lanes, slots, 1, dtype=torch.bool, device=like.device),
-                at=torch.arange(1, ticks + 1, device=like.device).clamp(max=count).expand(lanes, -1),
-            )
-        flags = torch.zeros(lanes, ticks, 1, dtype=torch.bool, device=like.device)
-        return Batch(
-            steps, present, torch.zeros_like(present), dt, reset=flags, valid=~flags, start=~flags[:, 0, 0], labels={}
-        )
+                x = _blank(config, lanes, device)
+            steps[name] = regular_steps(x, dt, ticks, self.encoders[name].period_s, text_steps)
+        return regular_batch(steps, present, dt, {})
 
     def _text_steps(self, inputs: Mapping[str, Tensor], ticks: int) -> int:
         if self.text not in inputs:
@@ -409,9 +389,10 @@ def _fits(shape: Sequence[int], tail: Sequence[int | None]) -> bool:
     return len(shape) == len(tail) and all(want in (None, n) for n, want in zip(shape, tail))
 
 
-def _blank(config: ModalityConfig, device: torch.device) -> Tensor:
-    """No samples at all."""
-    return torch.zeros(0, *config.shape, dtype=torch.int64 if config.type is ModalityType.TEXT else None, device=device)
+def _blank(config: ModalityConfig, lanes: int, device: torch.device) -> Tensor:
+    """No samples at all, (lanes, 0, ...)."""
+    dtype = torch.int64 if config.type is ModalityType.TEXT else torch.float32
+    return torch.zeros(lanes, 0, *config.shape, dtype=dtype, device=device)
 
 
 class RobotMultiSensorModel(MultiModalFusionNetwork):

@@ -53,7 +53,8 @@ def add_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator) -> n
     """samples (..., n) -> float32 of that shape plus white noise, not clipped. The power of the signal is its mean
     square over the n samples, each row by itself; silence of all zeros stays as it is."""
     samples = np.asarray(samples, np.float32)
-    return samples + _noise(samples.shape, np.mean(np.square(samples, dtype=np.float64), -1), snr_db, rng)
+    power = np.mean(np.square(samples, dtype=np.float64), -1, keepdims=True)
+    return samples + rng.standard_normal(samples.shape, np.float32) * np.float32(np.sqrt(power / 10 ** (snr_db / 10)))
 
 
 def pair_digits(
@@ -66,9 +67,8 @@ def pair_digits(
 ) -> DigitDraw:
     """uint8 images (n, 28, 28) and labels (n,), each with a random clip of its digit, both in noise.
 
-    Image: pixels / 255 plus Gaussian noise of standard deviation `image_noise`. Sound: the clip's first 0.75 s, zeros
-    after a shorter one. Signal power is the mean square of what is kept of the clip, without those zeros; white noise
-    of `snr_db` below it covers all 0.75 s, so that its end does not tell how long the word was.
+    Image: pixels / 255 plus Gaussian noise of standard deviation `image_noise`. Sound: the clip cut or padded with
+    zeros to 0.75 s, plus white noise of `snr_db` below the mean square of all that.
     EdgeError: lengths that differ, a clip not at 8 kHz, a digit that no clip says.
     """
     labels = np.asarray(labels, np.int64)
@@ -84,11 +84,11 @@ def pair_digits(
             raise EdgeError(f"digits: expected a clip of each digit, got none of {digit} among {len(clips)}")
         here = labels == digit
         chosen[here] = rng.choice(spoken, int(here.sum()))
-    sounds, power = np.zeros((len(labels), DIGIT_SAMPLES), np.float32), np.zeros(len(labels))
+    sounds = np.zeros((len(labels), DIGIT_SAMPLES), np.float32)
     for i, clip in enumerate(chosen.tolist()):
         kept = clips[clip].samples[:DIGIT_SAMPLES]
-        sounds[i, : len(kept)], power[i] = kept, np.mean(np.square(kept, dtype=np.float64))
-    sounds += _noise(sounds.shape, power, snr_db, rng)
+        sounds[i, : len(kept)] = kept
+    sounds = add_noise(sounds, snr_db, rng)
     images = np.float32(digits_images) / np.float32(255)
     images += np.float32(image_noise) * rng.standard_normal(images.shape, np.float32)
     return DigitDraw(images, sounds, labels)
@@ -149,7 +149,3 @@ def _rows(stamps_s: np.ndarray, values: np.ndarray, ends_s: np.ndarray, window_s
     dt_s = np.where(valid, at_s - np.maximum(before_s, starts_s), 0)
     x = np.where(valid[..., None], values[index.clip(0)], 0)
     return Rows(np.float32(x), np.float32(dt_s), valid)
-
-
-def _noise(shape: tuple[int, ...], power: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
-    return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(power / 10 ** (snr_db / 10)))[..., None]

@@ -8,8 +8,9 @@ detached, surrogate gradient 1 / (slope |v - threshold| + 1)^2), but
 - the first current is constant, so its product is made once and not `steps` times;
 - all steps of the second layer's currents are one product;
 - a layer's steps are one scan, which torch.compile makes one loop on a CPU and one kernel on a GPU;
-- only inputs and first currents are kept for the gradient, membranes are computed anew, chunk by chunk, so that what
-  is at work fits the cache. The reset being detached, the gradient is a linear scan backwards.
+- for the gradient both layers' currents are kept, no product is made twice; spikes and membranes are computed anew,
+  chunk by chunk, so that what is at work fits the cache. The reset being detached, the gradient is a linear scan
+  backwards.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHUNK = {"cpu": 128, "cuda": 4096}  # samples
+CHUNK = {"cpu": 32, "cuda": 4096}  # samples
 
 
 class SpikeEncoder(nn.Module):
@@ -62,25 +63,27 @@ class _SpikeRate(torch.autograd.Function):
         ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, lif: Any, slope: float, compiled: bool
     ):
         current = F.linear(x, w1, b1)
-        rate = x.new_empty(len(x), len(w2))
+        rate, seconds = x.new_empty(len(x), len(w2)), []
         for part in _chunks(x):
             spikes = _fused(held_spikes, compiled)(current[part], *lif)
-            rate[part] = _fused(mean_spikes, compiled)(F.linear(spikes, w2, b2), *lif)
-        ctx.save_for_backward(x, w1, w2, b2, current)
+            second = F.linear(spikes, w2, b2)
+            rate[part] = _fused(mean_spikes, compiled)(second, *lif)
+            if any(ctx.needs_input_grad):
+                seconds.append(second)
+        ctx.save_for_backward(x, w1, w2, current, *seconds)
         ctx.lif, ctx.slope, ctx.compiled = lif, slope, compiled
         return rate
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        x, w1, w2, b2, current = ctx.saved_tensors
-        d_w2, d_b2, d_current = torch.zeros_like(w2), torch.zeros_like(b2), torch.empty_like(current)
-        for part in _chunks(x):
-            spikes = _fused(held_spikes, ctx.compiled)(current[part], *ctx.lif)
-            second = F.linear(spikes, w2, b2)
+        x, w1, w2, current, *seconds = ctx.saved_tensors
+        d_w2, d_b2, d_current = torch.zeros_like(w2), w2.new_zeros(len(w2)), torch.empty_like(current)
+        for part, second in zip(_chunks(x), seconds, strict=True):
             d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), second, *ctx.lif, ctx.slope)
-            flat = d_second.flatten(0, 1)
+            flat, spikes = d_second.flatten(0, 1), _fused(held_spikes, ctx.compiled)(current[part], *ctx.lif)
             d_w2.addmm_(flat.T, spikes.flatten(0, 1))
             d_b2 += flat.sum(0)
+            del spikes  # before as much is needed again
             d_spikes = d_second @ w2
             d_current[part] = _fused(held_spikes_grad, ctx.compiled)(d_spikes, current[part], *ctx.lif, ctx.slope)
         d_x = d_current @ w1 if ctx.needs_input_grad[0] else None

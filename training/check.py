@@ -1,0 +1,300 @@
+"""Whether recordings can be learned from, said before training starts, in a table that a person can read.
+
+    python -m training.check FOLDER [--label TOPIC] [--json]      # status 1 if there are errors
+
+An error names the file, the time and the topic, and what is left out if training goes on all the same: the whole
+recording, or only the ticks of that stretch. A warning leaves nothing out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median_low
+
+import numpy as np
+
+from mm_edge.errors import EdgeError
+from mm_edge.replay import PAUSE_S
+from mm_edge.types import NS, StreamSpec
+from training.recordings import UNLABELLED_S, Label, Recording, Topic, commands_of, find, label_of, streams_of, tick_of
+
+LEAST_S = 1.0  # a shorter episode is none
+RATE_DIFFERS = 0.2  # as a share of the rate in the other recordings
+FUTURE_S = 0.05  # the aligner refuses stamps that lie further ahead
+CLOCK_JUMP_S = 1.0
+MOSTLY_STANDING, ONE_SIDED, STILL = 0.8, 4.0, 0.05  # a command below that share of the greatest is none
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`leaves_out`: "recording", "ticks" or, with a warning, nothing. `time_s`: since the recording began."""
+
+    path: Path
+    time_s: float
+    topic: str
+    what: str
+    leaves_out: str = ""
+
+    @property
+    def severity(self) -> str:
+        return "error" if self.leaves_out else "warning"
+
+    def __str__(self) -> str:
+        left_out = f" (leaves out the {self.leaves_out})" if self.leaves_out else ""
+        return f"{self.severity}: {self.path} at {self.time_s:.2f} s: {self.topic}: {self.what}{left_out}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stream or the commands, in all recordings together. Latency is log time less stamp; jitter its 5 to 95 %."""
+
+    name: str
+    topic: str
+    recordings: int  # that have it
+    messages: int
+    rate_hz: float
+    longest_gap_s: float
+    latency_ms: float
+    jitter_ms: float
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Shares of the commands; left and right are None if nothing turns. `histogram`: ten bins from least to most."""
+
+    commands: int
+    standing: float
+    left: float | None
+    right: float | None
+    histogram: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Report:
+    recordings: int
+    seconds: float
+    rows: tuple[Row, ...]
+    label: Label
+    balance: Balance
+    findings: tuple[Finding, ...]
+    unused: tuple[str, ...]  # topics
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.leaves_out]
+
+    def usable(self, recordings: Sequence[Recording]) -> list[Recording]:
+        """What is left to train on. Ticks that are left out have a weight of 0 in their tables."""
+        bad = {finding.path for finding in self.findings if finding.leaves_out == "recording"}
+        return [recording for recording in recordings if recording.path not in bad]
+
+    def as_dict(self) -> dict:
+        findings = [{**asdict(f), "path": str(f.path), "severity": f.severity} for f in self.findings]
+        return {**asdict(self), "findings": findings}
+
+    def __str__(self) -> str:
+        head = ("stream", "topic", "files", "messages", "Hz", "gap s", "late ms", "jitter ms")
+        table = [head] + [
+            (r.name, r.topic, f"{r.recordings}", f"{r.messages}", f"{r.rate_hz:.1f}", f"{r.longest_gap_s:.2f}",
+             f"{r.latency_ms:.1f}", f"{r.jitter_ms:.1f}") for r in self.rows
+        ]  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = [f"{self.recordings} recordings, {self.seconds:.1f} s"]
+        for row in table:
+            cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+            lines.append("  ".join(cells).rstrip())
+        b, label = self.balance, self.label
+        turns = "" if b.left is None or b.right is None else f", turning left {b.left:.0%}, right {b.right:.0%}"
+        lines += ["", f"commands on {label.topic}: {b.commands}, standing {b.standing:.0%}{turns}"]
+        for name, unit, low, high, rate in zip(label.names, label.units, label.min, label.max, label.max_rate):
+            most = max(1, *b.histogram[name])
+            bars = "".join(BARS[-(-8 * n // most)] for n in b.histogram[name])
+            lines.append(f"  {name}: {low:.3g} |{bars}| {high:.3g} {unit}, changes by up to {rate:.3g} {unit} a second")
+        if self.unused:
+            lines += ["", f"not used: {', '.join(self.unused)}"]
+        found = [f"{len(self.errors)} errors, {len(self.findings) - len(self.errors)} warnings"]
+        return "\n".join([*lines, "", *map(str, self.findings), *found])
+
+
+def check(recordings: Sequence[Recording], streams: Sequence[StreamSpec], label: Label) -> Report:
+    """What is wrong with `recordings` as lessons with these streams and commands. The worst comes first."""
+    findings: list[Finding] = []
+    for recording in recordings:
+        findings += _recording(recording, streams, label)
+    for spec in streams:
+        findings += _mixed(recordings, spec)
+    findings += _unbalanced(recordings, label, balance := _balance(recordings, label))
+    topics = [(spec.name, [(r, r.topics[spec.name]) for r in recordings if spec.name in r.topics]) for spec in streams]
+    topics.append((label.topic, [(r, r.topics[label.topic]) for r in recordings if label.topic in r.topics]))
+    known = {name for name, _ in topics}
+    others = {t.topic for r in recordings for name, t in r.topics.items() if name not in known}
+    return Report(
+        len(recordings), sum(r.end_ns - r.start_ns for r in recordings) / NS, tuple(_row(*topic) for topic in topics),
+        label, balance, tuple(sorted(findings, key=lambda f: (not f.leaves_out, str(f.path), f.time_s))),
+        tuple(sorted(others.union(*(r.unused for r in recordings)))),
+    )  # fmt: skip
+
+
+def _recording(recording: Recording, streams: Sequence[StreamSpec], label: Label) -> Iterator[Finding]:
+    path, topics = recording.path, recording.topics
+    if recording.error:
+        yield Finding(path, 0.0, "all topics", recording.error, "recording")
+        return
+    seconds = (recording.end_ns - recording.start_ns) / NS
+    if seconds < LEAST_S:
+        yield Finding(path, 0.0, "all topics", f"an empty episode: sensors sent for {seconds:.2f} s", "recording")
+        return
+    for spec in streams:
+        if spec.name not in topics or not len(topics[spec.name].arrival_ns):
+            yield Finding(path, 0.0, spec.name, "missing, though other recordings have it", "recording")
+    for name, topic in topics.items():
+        reasons: dict[str, list[tuple[int, str]]] = {}
+        for at_ns, why in topic.refused:
+            reasons.setdefault(why.partition(", got")[0], []).append((at_ns, why))
+        for (first_ns, example), *others in reasons.values():
+            what = f"{1 + len(others)} messages of no use; the first: {example}"
+            yield Finding(path, _since(recording, first_ns), topic.topic, what)
+        if topic.kind != "command" and len(topic.arrival_ns):
+            yield from _timing(recording, topic, next((s for s in streams if s.name == name), None))
+    yield from _labels(recording, label)
+
+
+def _labels(recording: Recording, label: Label) -> Iterator[Finding]:
+    path, topic = recording.path, recording.topics.get(label.topic)
+    if topic is None or not len(topic.values):
+        yield Finding(path, 0.0, label.topic, "missing: no commands to learn from", "recording")
+        return
+    if missing := sorted(set(label.names) - set(topic.names)):
+        yield Finding(path, 0.0, topic.topic, f"expected {label.names}, got none for {missing}", "recording")
+        return
+    at_ns, values = commands_of(recording, label)
+    bad = ~np.isfinite(values).all(axis=1)
+    for first, last in _runs(bad):
+        names = [name for name, nan in zip(label.names, ~np.isfinite(values[first:last]).all(axis=0)) if nan]
+        what = f"{last - first} commands in a row are not finite in {', '.join(names)}"
+        yield Finding(path, _since(recording, at_ns[first]), topic.topic, what, "ticks")
+    sensors = [t.arrival_ns for t in recording.topics.values() if t.kind not in ("command", "text")]
+    edges = np.concatenate([[recording.start_ns], at_ns, [recording.end_ns]])
+    for begin, end in pairwise(edges.tolist()):
+        if end - begin > UNLABELLED_S * NS and any(((begin < t) & (t < end)).any() for t in sensors):
+            what = f"unlabelled for {(end - begin) / NS:.2f} s: no command, though sensors went on"
+            yield Finding(path, _since(recording, begin), topic.topic, what, "ticks")
+
+
+def _timing(recording: Recording, topic: Topic, spec: StreamSpec | None) -> Iterator[Finding]:
+    path, arrival_ns = recording.path, topic.arrival_ns
+    edges = np.concatenate([[recording.start_ns], arrival_ns, [recording.end_ns]])
+    gaps_s, least_s = np.diff(edges) / NS, max(1.0, 5 / topic.rate_hz if topic.rate_hz else 0.0)
+    if topic.kind != "text" and (at := int(gaps_s.argmax())) >= 0 and gaps_s[at] > least_s:
+        jumped = ": the clock was set, or all stood still" if gaps_s[at] > PAUSE_S else ""
+        more = f"; {n - 1} more" if (n := int((gaps_s > least_s).sum())) > 1 else ""
+        yield Finding(path, _since(recording, edges[at]), topic.topic, f"silent for {gaps_s[at]:.2f} s{jumped}{more}")
+    late_s = topic.latency_s
+    jumps = np.flatnonzero(np.abs(np.diff(late_s)) > CLOCK_JUMP_S) + 1
+    if len(jumps):
+        what = f"its clock jumps by {late_s[jumps[0] - 1] - late_s[jumps[0]]:+.2f} s against the robot's"
+        more = f"; {len(jumps) - 1} more" if len(jumps) > 1 else ""
+        yield Finding(path, _since(recording, arrival_ns[jumps[0]]), topic.topic, what + more)
+    elif abs(skew_s := float(np.median(late_s))) > CLOCK_JUMP_S:
+        yield Finding(path, 0.0, topic.topic, f"skew: stamped {skew_s:.2f} s before the recording had it")
+    elif len(ahead := np.flatnonzero(late_s < -FUTURE_S)):
+        what = f"{len(ahead)} messages from the future, by up to {-late_s.min():.2f} s: they are refused"
+        yield Finding(path, _since(recording, arrival_ns[ahead[0]]), topic.topic, what)
+    if spec and topic.kind == "vector" and topic.values.shape[1:] != spec.shape:
+        what = f"expected {spec.shape[0]} numbers as in other recordings, got {topic.values.shape[1]}"
+        yield Finding(path, 0.0, topic.topic, what, "recording")
+    if spec and topic.kind == "audio" and topic.values[0].tolist() != [spec.sample_rate_hz, spec.channels]:
+        rate_hz, channels = topic.values[0].astype(int)
+        what = f"expected {spec.sample_rate_hz} Hz, {spec.channels} channels as elsewhere, got {rate_hz} Hz, {channels}"
+        yield Finding(path, 0.0, topic.topic, what, "recording")
+
+
+def _mixed(recordings: Sequence[Recording], spec: StreamSpec) -> Iterator[Finding]:
+    found = [(r, r.topics[spec.name]) for r in recordings if spec.name in r.topics]
+    rates = [(r, t, t.rate_hz) for r, t in found if t.rate_hz and t.kind != "text"]
+    usual_hz = median_low([rate_hz for *_, rate_hz in rates]) if rates else 0.0
+    for recording, topic, rate_hz in rates:
+        if abs(rate_hz - usual_hz) > RATE_DIFFERS * usual_hz:
+            what = f"mixed rates: {rate_hz:.1f} Hz, elsewhere {usual_hz:.1f} Hz"
+            yield Finding(recording.path, 0.0, topic.topic, what, "recording")
+
+
+def _balance(recordings: Sequence[Recording], label: Label) -> Balance:
+    each = [values[np.isfinite(values).all(axis=1)] for _, values in (commands_of(r, label) for r in recordings)]
+    values = np.concatenate(each)
+    moves = np.abs(values) > STILL * np.maximum(np.abs(label.min), np.abs(label.max))
+    if "angular_z" in label.names:
+        standing, turn = ~moves.any(axis=1), label.names.index("angular_z")
+        left, right = (float((moves[:, turn] & (sign * values[:, turn] > 0)).mean()) for sign in (1, -1))
+    else:  # joints stand where they are told the same again
+        same = [(np.diff(v, axis=0, prepend=np.nan * v[:1]) == 0).all(axis=1) for v in each]
+        standing, left, right = np.concatenate(same), None, None
+    bins = {n: np.histogram(values[:, i], 10, (label.min[i], label.max[i]))[0] for i, n in enumerate(label.names)}
+    return Balance(len(values), float(standing.mean()), left, right, {n: h.tolist() for n, h in bins.items()})
+
+
+def _unbalanced(recordings: Sequence[Recording], label: Label, balance: Balance) -> Iterator[Finding]:
+    folder = recordings[0].path.parent
+    if balance.standing > MOSTLY_STANDING:
+        yield Finding(folder, 0.0, label.topic, f"label balance: standing in {balance.standing:.0%} of the commands")
+    left, right = balance.left, balance.right
+    if left is not None and right is not None and max(left, right) > ONE_SIDED * min(left, right):
+        what = f"label balance: turns left in {left:.0%}, right in {right:.0%} of the commands"
+        yield Finding(folder, 0.0, label.topic, what)
+    for name, low, high in zip(label.names, label.min, label.max):
+        if low == high:
+            yield Finding(folder, 0.0, label.topic, f"label balance: {name} is always 0")
+
+
+def _row(name: str, found: Sequence[tuple[Recording, Topic]]) -> Row:
+    topics = [topic for _, topic in found if len(topic.arrival_ns)]
+    if not topics:
+        return Row(name, name, 0, 0, 0.0, 0.0, 0.0, 0.0)
+    gaps_s = [np.diff(topic.arrival_ns).max(initial=0) / NS for topic in topics]
+    late_ms = np.concatenate([topic.latency_s for topic in topics]) * 1e3
+    low, middle, high = np.percentile(late_ms, [5, 50, 95])
+    n, rate_hz = sum(len(topic.arrival_ns) for topic in topics), median_low([topic.rate_hz for topic in topics])
+    return Row(name, topics[0].topic, len(topics), n, rate_hz, float(max(gaps_s)), float(middle), float(high - low))
+
+
+def _runs(true: np.ndarray) -> list[tuple[int, int]]:
+    """Where it is true for a while: from, to (not included)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], true, [0]])))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])]
+
+
+def _since(recording: Recording, at_ns: int) -> float:
+    return round(max(0.0, float(int(at_ns) - recording.start_ns) / NS), 3)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of recordings: MCAP files, ROS 2 bags, ROS 1 bags")
+    parser.add_argument(
+        "--label", default="", metavar="TOPIC", help="the commands to learn (default: cmd_vel, or joints)"
+    )
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    try:
+        recordings = find(args.folder)
+        streams = streams_of(recordings)
+        report = check(recordings, streams, label_of(recordings, args.label))
+        if args.json:
+            print(json.dumps({**report.as_dict(), "streams": [asdict(s) for s in streams]}, indent=2))
+        else:
+            print(report, f"ticks with {tick_of(streams)}" if streams else "", sep="\n")
+    except (EdgeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 1 if report.errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

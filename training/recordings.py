@@ -1,0 +1,379 @@
+"""A folder of a robot's own recordings (ROS 2 bags, MCAP, ROS 1 bags): what they hold, whether it can be learned from,
+and the tables to learn from.
+
+    recordings = find("my_robot")                       # each is read once
+    streams, label = streams_of(recordings), label_of(recordings)
+    for recording in check(recordings, streams, label).usable(recordings):      # check.py
+        tables = tables_of(recording, streams, label, tick_of(streams), Vocabulary(words_of(recordings)))
+
+Streams are proposed from the types of topics and from what was measured. What a tick is labelled with is the first
+command at or after it, never the one before: a model that sees what the robot did last learns to go on with it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mm_edge import preprocess
+from mm_edge.errors import RecordingError, SampleError
+from mm_edge.manifest import Tick
+from mm_edge.messages import DRIVEN, TWIST
+from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S, Vocabulary
+from mm_edge.recording import STRING, TWIST_STAMPED, first_messages, read, read_metadata
+from mm_edge.recording import TWIST as TWIST_TYPE
+from mm_edge.replay import events
+from mm_edge.types import KINDS, NS, Sample, StreamSpec
+from training.tables import Tables, build_tables
+
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+SENSORS = {  # message type -> kind of stream
+    "sensor_msgs/msg/Image": "image", "sensor_msgs/msg/CompressedImage": "image", "sensor_msgs/msg/LaserScan": "scan",
+    "sensor_msgs/msg/PointCloud2": "points", "sensor_msgs/msg/Imu": "imu", "nav_msgs/msg/Odometry": "vector",
+    "sensor_msgs/msg/JointState": "vector", "sensor_msgs/msg/NavSatFix": "vector", STRING: "text",
+}  # fmt: skip
+INSTRUCTION = re.compile("text|instruction|prompt|task|language")  # in the name of a String that tells what to do
+IMAGE, BEAMS, POINTS, BANDS, HOPS, TOKENS = (96, 128, 3), 120, 256, 24, 7, 12
+UNLABELLED_S = 1.0  # without a command for longer, nobody knows what was wanted
+
+
+@dataclass
+class Topic:
+    """What a recording holds of one topic: n messages that are good, and why the others are not.
+
+    `values` (n, ...): of commands, imu and vector float32 (n, dims); of scan and points (n, 1), the metres it sees;
+    of audio (n, 2), sample rate and channels; of image (n, 2), height and width; of text str.
+    """
+
+    topic: str
+    type_name: str
+    kind: str  # of the stream; "command"
+    names: tuple[str, ...] = ()  # of a command's dimensions
+    arrival_ns: Any = field(default_factory=list)  # int64 (n,)
+    stamp_ns: Any = field(default_factory=list)  # int64 (n,)
+    values: Any = field(default_factory=list)
+    refused: list[tuple[int, str]] = field(default_factory=list)  # when (ns, log time) and why
+
+    @property
+    def rate_hz(self) -> float:
+        """By the median of the time between two stamps, which no pause and no burst changes; 0 if unknown."""
+        steps = np.diff(np.sort(self.stamp_ns))
+        return round(NS / float(np.median(steps[steps > 0])), 2) if (steps > 0).any() else 0.0
+
+    @property
+    def latency_s(self) -> np.ndarray:
+        return (self.arrival_ns - self.stamp_ns) / NS
+
+
+@dataclass
+class Recording:
+    """`topics` by the name of the stream, or of commands by their topic without its slash ("cmd_vel")."""
+
+    path: Path
+    topics: dict[str, Topic] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()  # topics of other types
+    error: str = ""  # why it cannot be read
+    start_ns: int = 0  # the first and the last message that a sensor sent
+    end_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Label:
+    """The commands to be learned. The limits hold 0, and all that was measured."""
+
+    topic: str  # key of Recording.topics
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    max_rate: tuple[float, ...]  # units per second
+
+
+def find(folder: str | Path) -> list[Recording]:
+    """All recordings in a folder, read from begin to end. One that cannot be read says why in `error`.
+
+    Raises RecordingError if there are none, MissingDependency without rosbags.
+    """
+    folder = Path(folder)
+    bags = {path.parent for path in folder.rglob("metadata.yaml")}
+    files = {p for p in folder.rglob("*") if p.suffix in (".mcap", ".db3", ".bag") and p.parent not in bags}
+    if not (paths := sorted(bags | files)):
+        raise RecordingError(f"{folder}: expected recordings (folders with a metadata.yaml, .mcap, .bag), got none")
+    return [_survey(path) for path in tqdm(paths, "read", disable=not sys.stderr.isatty())]
+
+
+def _survey(path: Path) -> Recording:
+    recording = Recording(path)
+    if cut := [parent for parent in (path, *path.parents) if parent.suffix == ".partial"]:
+        recording.error = f"{path}: was cut short; `mm-edge record {cut[0].with_suffix('')}` repairs it"
+        return recording
+    try:
+        found = first_messages(path)
+        named = {"/" + topic.lstrip("/"): name for name, topic in read_metadata(path).get("streams", {}).items()}
+        by_topic = {}
+        for topic, (type_name, count, first) in found.items():
+            if count and (kind := _kind(topic, type_name, first, named, found)):
+                names = TWIST if "Twist" in type_name else tuple(getattr(first, "joint_names", ()))
+                by_topic[topic] = Topic(topic, type_name, kind, names)
+                name = topic[1:] if kind == "command" else named.get(topic) or re.sub(r"\W", "_", topic[1:])
+                if name in recording.topics:
+                    both = f"{recording.topics[name].topic} and {topic}"
+                    raise RecordingError(f"{path}: expected topics whose names differ by more than a sign, got {both}")
+                recording.topics[name] = by_topic[topic]
+        recording.unused = tuple(t for t in sorted(found.keys() - by_topic.keys()) if not t.startswith("/mm_edge/"))
+        _fill(path, by_topic)
+    except RecordingError as error:
+        return Recording(path, error=str(error))
+    times = [t.arrival_ns for t in recording.topics.values() if t.kind != "command" and len(t.arrival_ns)]
+    if times:
+        recording.start_ns, recording.end_ns = min(int(t[0]) for t in times), max(int(t[-1]) for t in times)
+    return recording
+
+
+def _kind(topic: str, type_name: str, first: Any, named: dict[str, str], found: dict[str, Any]) -> str:
+    """Empty if it is of no use: another type, the compressed twin of a picture, a text that tells nothing to do."""
+    if type_name in (TWIST_TYPE, TWIST_STAMPED, TRAJECTORY):
+        return "command"
+    kind = SENSORS.get(type_name, "")
+    if kind == "points" and any(f.name == "sample_rate_hz" for f in getattr(first, "fields", ())):
+        return "audio"
+    parent, _, last = topic.rpartition("/")
+    useless = (kind == "text" and not INSTRUCTION.search(last)) or (kind == "image" and parent in found)
+    return "" if useless and topic not in named else kind
+
+
+def _fill(path: Path, topics: dict[str, Topic]) -> None:
+    kinds = {t.topic: "vector" if t.kind == "command" else t.kind for t in topics.values()}
+    # What the first sample was like, all others must be; a command has a number for each joint.
+    specs = {t.topic: StreamSpec(t.topic, "vector", (len(t.names),), 0, 0) for t in topics.values() if t.names}
+    now_ns = 0  # a SampleError has no time: it goes with what arrived before it
+    asked = [StreamSpec(topic, kind, (), 0, 0) for topic, kind in kinds.items()]
+    for record in read(path, asked, {topic: topic for topic in kinds}) if asked else ():
+        if isinstance(record, SampleError):
+            topics[record.stream].refused.append((now_ns, f"expected {record.expected}, got {record.got}"))
+        if not isinstance(record, Sample):
+            continue
+        topic, now_ns, data = topics[record.stream], record.arrival_ns, record.data
+        try:
+            spec = specs.setdefault(topic.topic, _first_spec(topic.topic, kinds[topic.topic], data))
+            if topic.kind != "command" or data.shape != spec.shape:  # of a command NaN is found later
+                preprocess.check(spec, data)
+        except SampleError as error:
+            topic.refused.append((now_ns, f"expected {error.expected}, got {error.got}"))
+            continue
+        topic.arrival_ns.append(now_ns)
+        topic.stamp_ns.append(record.stamp_ns)
+        topic.values.append(_value(topic.kind, data))
+    for topic in topics.values():
+        topic.arrival_ns, topic.stamp_ns = np.array(topic.arrival_ns, np.int64), np.array(topic.stamp_ns, np.int64)
+        values = topic.values or np.zeros((0, len(topic.names)))
+        topic.values = np.array(values, object if topic.kind == "text" else np.float32)
+
+
+def _first_spec(name: str, kind: str, data: Any) -> StreamSpec:
+    if kind == "audio":
+        rate, channels = data.sample_rate_hz, data.samples.shape[1]
+        return StreamSpec(name, kind, (), 0, 0, sample_rate_hz=rate, channels=channels)
+    return StreamSpec(name, kind, data.shape if kind == "vector" else (), 0, 0)
+
+
+def _value(kind: str, data: Any) -> Any:
+    if kind == "scan":
+        return (data.range_max,)
+    if kind == "points":
+        distance = np.linalg.norm(data, axis=1)
+        return (np.percentile(distance[np.isfinite(distance)], 95) if np.isfinite(distance).any() else np.nan,)
+    if kind == "audio":
+        return data.sample_rate_hz, data.samples.shape[1]
+    return data.shape[:2] if kind == "image" else data
+
+
+def streams_of(recordings: Sequence[Recording]) -> tuple[StreamSpec, ...]:
+    """Streams for all sensors, by kind and name. A text that every recording has is required."""
+    topics: dict[str, list[Topic]] = {}
+    for recording in recordings:
+        for name, topic in recording.topics.items():
+            if topic.kind != "command" and len(topic.arrival_ns):
+                topics.setdefault(name, []).append(topic)
+    readable = sum(not recording.error for recording in recordings)
+    specs = [_spec(name, found, len(found) == readable) for name, found in topics.items()]
+    return tuple(sorted(specs, key=lambda spec: (KINDS.index(spec.kind), spec.name)))
+
+
+def _spec(name: str, topics: list[Topic], everywhere: bool) -> StreamSpec:
+    kind = topics[0].kind
+    if kind == "text":
+        tokens = max(TOKENS, *(len(_words(text)) for t in topics for text in t.values))
+        return StreamSpec(name, kind, (tokens,), 0.0, 0.0, latched=True, required=everywhere)
+    rate_hz = median_low([t.rate_hz for t in topics])
+    late_s = min(max(float(np.median(np.concatenate([t.latency_s for t in topics]))), 0.0), 1.0)
+    max_age_ms = 10.0 * math.ceil(max(20.0, (4 / rate_hz if rate_hz else 0.0) * 100 + late_s * 100))
+    values = np.concatenate([t.values for t in topics if t.values.shape[1] == topics[0].values.shape[1]])
+    more: dict[str, Any] = {}
+    if kind == "image":
+        shape: tuple[int, ...] = IMAGE
+    elif kind == "audio":
+        sample_rate_hz, channels = map(int, values[0])
+        n = (HOPS - 1) * round(AUDIO_HOP_S * sample_rate_hz) + AUDIO_FRAME
+        shape = (channels + 1, BANDS, HOPS)
+        more = {"window_ms": 1e3 * n / sample_rate_hz, "sample_rate_hz": sample_rate_hz, "channels": channels}
+        more |= {"mean": (-1.5,), "std": (1.5,)}
+    elif kind in ("scan", "points"):
+        shape = (2, BEAMS) if kind == "scan" else (POINTS, 4)
+        far = values[np.isfinite(values)].max(initial=0.0)
+        more = {"range_max_m": round(float(far), 2) or 10.0}
+    else:
+        std = values.std(axis=0, dtype=np.float64)
+        more["mean"] = tuple(float(np.float32(x)) for x in values.mean(axis=0, dtype=np.float64))
+        more["std"] = tuple(float(np.float32(x)) if x > 1e-6 else 1.0 for x in std)
+        shape = values.shape[1:]
+        if kind == "imu":
+            more["window_ms"] = max(100.0, 4e3 / rate_hz) if rate_hz else 100.0
+            shape = (max(4, round(rate_hz * more["window_ms"] / 1e3)), 7)
+    return StreamSpec(name, kind, shape, rate_hz, max_age_ms, **more)
+
+
+def _words(text: str) -> list[str]:
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
+def words_of(recordings: Iterable[Recording]) -> tuple[str, ...]:
+    """The words of all texts, for a `Vocabulary`."""
+    texts = [text for r in recordings for t in r.topics.values() if t.kind == "text" for text in t.values]
+    return tuple(sorted({word for text in texts for word in _words(text)}))
+
+
+def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
+    """The commands to be learned: `topic`, or else expert/cmd_vel, cmd_vel, another Twist or joint trajectories.
+
+    Raises RecordingError if there are none.
+    """
+    counts: Counter[str] = Counter()
+    for recording in recordings:
+        counts.update({name: len(t.values) for name, t in recording.topics.items() if t.kind == "command"})
+    topic = topic.strip("/")
+    if not counts or (topic and topic not in counts):
+        raise RecordingError(
+            f"{recordings[0].path.parent}: expected commands{f' on {topic}' if topic else ''} to learn from "
+            f"(Twist, TwistStamped or JointTrajectory), got {sorted(counts) or 'none'}"
+        )
+
+    def preference(name: str) -> tuple[bool, bool, bool, int]:
+        return name.endswith("expert/cmd_vel"), name.split("/")[-1] == "cmd_vel", "cmd_vel" in name, counts[name]
+
+    topic = topic or max(sorted(counts), key=preference)
+    found = [r.topics[topic] for r in recordings if topic in r.topics and len(r.topics[topic].values)]
+    names = found[0].names if found else ()
+    values = np.concatenate([_columns(t, names) for t in found if set(names) <= set(t.names)] or [np.zeros((0, 0))])
+    if found and found[0].type_name != TRAJECTORY:
+        keep = [i for i, n in enumerate(names) if n in DRIVEN or np.nan_to_num(values[:, i]).any()]
+        names, values = tuple(names[i] for i in keep), values[:, keep]
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values) or not names:
+        raise RecordingError(f"{recordings[0].path.parent}: {topic}: expected commands, got no finite one")
+    low, high = values.min(axis=0, initial=0.0), values.max(axis=0, initial=0.0)
+    rates = np.max([_greatest_rate(t, names) for t in found if set(names) <= set(t.names)], axis=0)
+    units = tuple({"linear": "m/s", "angular": "rad/s"}.get(n.split("_")[0], "rad") for n in names)
+    plain = [tuple(float(x) for x in limits) for limits in (low, high, np.where(rates > 0, rates, 1.0))]
+    return Label(topic, names, units, *plain)
+
+
+def _columns(topic: Topic, names: Sequence[str]) -> np.ndarray:
+    """Of its commands those dimensions: joints come in any order."""
+    return topic.values[:, [topic.names.index(name) for name in names]]
+
+
+def _greatest_rate(topic: Topic, names: Sequence[str]) -> np.ndarray:
+    steps_s = np.diff(topic.arrival_ns) / NS
+    change = np.abs(np.diff(_columns(topic, names), axis=0))
+    near = (steps_s < UNLABELLED_S) & np.isfinite(change).all(axis=1)
+    if not near.any():
+        return np.zeros(len(names))
+    return (change[near] / np.maximum(steps_s[near], np.median(steps_s[near]))[:, None]).max(axis=0)
+
+
+def tick_of(streams: Sequence[StreamSpec]) -> Tick:
+    """Ticks come with the first camera, or else with the fastest sensor of at most 50 Hz, or else with the slowest."""
+    sensors = [spec for spec in streams if not spec.latched and spec.rate_hz]
+    if not sensors:
+        raise RecordingError(f"expected a sensor, got the streams {[spec.name for spec in streams]}")
+    cameras = [spec for spec in sensors if spec.kind == "image"]
+    slow = [spec for spec in sensors if spec.rate_hz <= 50]
+    anchor = (
+        cameras[0] if cameras else max(slow, key=lambda s: s.rate_hz, default=min(sensors, key=lambda s: s.rate_hz))
+    )
+    period_ms = round(1e3 / anchor.rate_hz, 3)
+    return Tick(anchor.name, period_ms, round(1.5 * period_ms, 3))
+
+
+def tables_of(
+    recording: Recording,
+    streams: Sequence[StreamSpec],
+    label: Label,
+    tick: Tick,
+    vocabulary: Vocabulary | None = None,
+    latency_ms: float = 0.0,
+    max_gap_ms: float = 2000.0,
+) -> Tables:
+    """One recording as tables, at the ticks it was recorded with or else those of `tick`.
+
+    Labels: `action` float32 (T, dims), the first command that came `latency_ms` or more after the tick; `weight`
+    float32 (T,), 0 where that is not known (an unlabelled stretch, NaN), else 1. Raises RecordingError.
+    """
+    command_after = commands_after(recording, label)
+    held = [s.name for s in streams if s.name in recording.topics and len(recording.topics[s.name].arrival_ns)]
+
+    def labels(now: Any) -> dict[str, np.ndarray]:
+        action = command_after(now.now_ns + round(latency_ms * 1e6))
+        known = action is not None
+        return {"action": action if known else np.zeros(len(label.names), np.float32), "weight": np.float32(known)}
+
+    if not held:
+        raise RecordingError(f"{recording.path}: expected one of the streams {[s.name for s in streams]}, got none")
+    topics = {name: recording.topics[name].topic for name in held}
+    timeline = _good(events(recording.path, streams, tick, topics), streams, vocabulary)
+    return build_tables(timeline, streams, tick.period_ms / 1e3, max_gap_ms, vocabulary, labels)
+
+
+def commands_of(recording: Recording, label: Label) -> tuple[np.ndarray, np.ndarray]:
+    """When (ns, log time) and what (n, dims) was commanded; n = 0 if that is not known."""
+    topic = recording.topics.get(label.topic)
+    if topic is None or not len(topic.values) or not set(label.names) <= set(topic.names):
+        return np.zeros(0, np.int64), np.zeros((0, len(label.names)), np.float32)
+    return topic.arrival_ns, _columns(topic, label.names)
+
+
+def commands_after(recording: Recording, label: Label) -> Callable[[int], np.ndarray | None]:
+    """Says for an instant (ns) the first command at or after it, float32 (dims,); None if it is not finite, or came
+    after an unlabelled stretch: nobody knows what was wanted there."""
+    at_ns, values = commands_of(recording, label)
+    since_ns = np.concatenate([[recording.start_ns], at_ns[:-1]]) if len(at_ns) else at_ns
+    good = np.isfinite(values).all(axis=1) & (at_ns - since_ns <= UNLABELLED_S * NS)
+
+    def command_after(now_ns: int) -> np.ndarray | None:
+        i = int(np.searchsorted(at_ns, now_ns))
+        return values[i] if i < len(at_ns) and good[i] else None
+
+    return command_after
+
+
+def _good(timeline: Iterable[Any], streams: Sequence[StreamSpec], vocabulary: Vocabulary | None) -> Iterator[Any]:
+    """Without the samples that the robot would refuse."""
+    specs = {spec.name: spec for spec in streams}
+    for event in timeline:
+        if isinstance(event, Sample):
+            try:
+                preprocess.check(specs[event.stream], event.data, vocabulary)
+            except SampleError:
+                continue
+        yield event
