@@ -156,6 +156,8 @@ def random_inputs(streams: Sequence[StreamSpec], words: int, period_s: float, ti
                     x = rng.integers(1, words + 1, spec.shape)
                 elif spec.dtype == "uint8":
                     x = rng.integers(0, 256, spec.shape, np.uint8)
+                elif spec.kind in ("scan", "points"):
+                    x = rng.uniform(size=spec.shape).astype(np.float32)
                 else:
                     x = rng.normal(size=spec.shape).astype(np.float32)
                 fresh[spec.name] = Fresh(x, float(rng.uniform(0.5, 2.5)) * period_s, reset or rng.random() < 0.02)
@@ -203,7 +205,8 @@ def parity(
             flips, neurons = flips + int(apart.sum()), neurons + apart.size
             flipped |= bool(apart.any())
         worst[flipped] = max(worst[flipped], float(np.abs(out[output].ravel() - said).max()))
-        if trace or (inputs.reset and len(inputs.fresh) > (len(model.names) > 1)):  # not the begin of a drive, when nothing has come
+        begin = len(inputs.fresh) == 1 < len(model.names)  # of a drive, when hardly anything has come
+        if trace or (inputs.reset and not begin):
             trace.append((inputs, out))
     rates = {name: round(float(np.mean(values)), 3) for name, values in fired.items()}
     report = {
@@ -339,7 +342,11 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
         model, recipe.streams, out, {"action": recipe.action} if recipe.action else {"values": recipe.values},
         task=recipe.task, tick=recipe.tick, max_gap_ms=recipe.max_gap_ms, words=task.words(recipe),
         ticks=task.rehearsal(recipe, PARITY_TICKS),
-        training={"recipe": recipe.task, "seed": recipe.seed, "commit": commit}, scores=scores,
+        training={
+            "recipe": recipe.task, "seed": recipe.seed, "commit": commit, "ticks": recipe.train.ticks,
+            "data": {key: value for key, value in recipe.data.items() if key != "folder"},
+        },
+        scores=scores,
         card=Path(__file__).parents[1] / "training" / "recipes" / f"{recipe.task}.md",
     )  # fmt: skip
 

@@ -30,6 +30,13 @@ class StepBatch:
     reset: Tensor  # bool (B, S, 1)
     at: Tensor  # int64 (B, T): how many of the chunk's steps had been taken by each tick
 
+    def lanes(self, first: int, end: int) -> StepBatch:
+        lane = self.where[:, 0]
+        here = (lane >= first) & (lane < end)
+        where = self.where[here] - self.where.new_tensor([first, 0])
+        by_lane = {name: getattr(self, name)[first:end] for name in ("dt", "keep", "reset", "at")}
+        return StepBatch(self.x[here], where, self.tick[here], self.text_at[here], **by_lane)
+
 
 @dataclass
 class Batch:
@@ -44,6 +51,14 @@ class Batch:
     start: Tensor  # bool (B,): the lane begins anew
     labels: dict[str, Tensor]  # (B, T, ...)
 
+    def lanes(self, first: int, end: int) -> Batch:
+        """Some of the lanes."""
+        if (first, end) == (0, len(self.start)):
+            return self
+        cut = {name: value[first:end] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        labels = {name: value[first:end] for name, value in self.labels.items()}
+        return Batch(steps={name: s.lanes(first, end) for name, s in self.steps.items()}, labels=labels, **cut)
+
     def to(self, device: torch.device) -> Batch:
         def move(value: Any) -> Any:
             if isinstance(value, dict):
@@ -56,8 +71,8 @@ class Batch:
 
 
 def regular_steps(x: Tensor, dt: Tensor, ticks: int, first_dt_s: float, text_steps: int = 0) -> StepBatch:
-    """x (B, T, ...), a sample at each of `ticks` ticks, or at the first alone (T = 1), or none at all (T = 0); dt (B,
-    ticks, 1) seconds between ticks, of which the first is replaced. `text_steps`: those of the text, as many, 1 or 0."""
+    """x (B, T, ...): a sample at each of `ticks` ticks, or at the first alone (T = 1), or none at all (T = 0); dt (B,
+    ticks, 1) seconds between ticks, of which the first is replaced; `text_steps`: of the text, as many, 1 or 0."""
     lanes, count = x.shape[:2]
     lane = torch.arange(lanes, device=x.device).repeat_interleave(count)
     slot = torch.arange(count, device=x.device).repeat(lanes)
@@ -86,8 +101,9 @@ class Lanes:
     """An endless supply of batches; `state_dict` makes resuming exact. A lane starts from zero state where its episode
     does, and nowhere else: in the middle of one it would not know the command."""
 
-    def __init__(self, episodes: Sequence[Tables], lanes: int, ticks: int, seed: int, text: str = "text"):
+    def __init__(self, episodes: Sequence[Tables], lanes: int, ticks: int, seed: int, text: str | None = "text"):
         self._episodes, self._ticks, self._text = episodes, ticks, text
+        self.steps_an_epoch = max(1, sum(map(len, episodes)) // (lanes * ticks))
         self._rng = np.random.default_rng(seed)
         self._order: list[int] = []
         self._lanes = [[self._next_episode(), 0] for _ in range(lanes)]
@@ -117,9 +133,10 @@ class Lanes:
         self._order, self._lanes = state["order"], state["lanes"]
 
 
-def make_batch(chunks: Sequence[tuple[Tables, int, int]], start: Sequence[bool], ticks: int, text: str) -> Batch:
+def make_batch(chunks: Sequence[tuple[Tables, int, int]], start: Sequence[bool], ticks: int, text: str | None) -> Batch:
     """`chunks`: for each lane its episode and the ticks [begin, end) of it, at most `ticks` many."""
     streams = list(chunks[0][0].steps)
+    steered = streams.index(text) if text else None
     b, t, m = len(chunks), ticks, len(streams)
     mask, age = np.zeros((b, t, m), np.float32), np.zeros((b, t, m), np.float32)
     dt, valid, reset = np.ones((b, t, 1), np.float32), np.zeros((b, t, 1), bool), np.zeros((b, t, 1), bool)
@@ -131,14 +148,14 @@ def make_batch(chunks: Sequence[tuple[Tables, int, int]], start: Sequence[bool],
         for k, v in labels.items():
             v[i, :n] = tables.labels[k][begin:end]
     return Batch(
-        steps={name: _steps(chunks, ticks, name, j, streams.index(text)) for j, name in enumerate(streams)},
+        steps={name: _steps(chunks, ticks, name, j, steered) for j, name in enumerate(streams)},
         mask=torch.from_numpy(mask), age=torch.from_numpy(age), dt=torch.from_numpy(dt), reset=torch.from_numpy(reset),
         valid=torch.from_numpy(valid), start=torch.tensor(list(start)),
         labels={k: torch.from_numpy(v) for k, v in labels.items()},
     )  # fmt: skip
 
 
-def _steps(chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: int, text: int) -> StepBatch:
+def _steps(chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: int, text: int | None) -> StepBatch:
     spans = []  # of each lane's steps within the chunk
     at = np.zeros((len(chunks), ticks), np.int64)
     for i, (tables, begin, end) in enumerate(chunks):
@@ -157,7 +174,10 @@ def _steps(chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: 
         where.append(np.stack([np.full(n, i), np.arange(n)], 1))
         on = steps.tick[a:b].astype(np.int64)
         tick.append(on - begin)
-        text_at.append(tables.newest[on, text].astype(np.int64) - _first(tables, begin, text, text))
+        if text is None:
+            text_at.append(np.zeros(n, np.int64))
+        else:
+            text_at.append(tables.newest[on, text].astype(np.int64) - _first(tables, begin, text, text))
     return StepBatch(
         x=torch.from_numpy(np.concatenate(x)), where=torch.from_numpy(np.concatenate(where)),
         tick=torch.from_numpy(np.concatenate(tick)), text_at=torch.from_numpy(np.concatenate(text_at)),
@@ -165,7 +185,7 @@ def _steps(chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: 
     )  # fmt: skip
 
 
-def _first(tables: Tables, begin: int, j: int, text: int) -> int:
+def _first(tables: Tables, begin: int, j: int, text: int | None) -> int:
     """The first of stream j's steps that a chunk from tick `begin` on takes. The command in force is stepped on again
     in every chunk: it starts from rest, so the numbers are the same, and its encoder learns from all that follows."""
     taken = int(tables.newest[begin - 1, j]) if begin else 0

@@ -1,4 +1,4 @@
-"""Scores in closed loop, in worlds never trained on.
+"""Scores: of the drive task in closed loop, in worlds never trained on; of the others on a folder of real data.
 
     python -m training.evaluate drive --worlds 200 --seed 900000 --json
     python -m training.evaluate drive --without camera          # that sensor dead from the start
@@ -6,6 +6,7 @@
     python -m training.evaluate drive --expert                  # what the demonstrator gets in the same worlds
     python -m training.evaluate drive --worlds 100 --fault camera:freeze@2   # what is noticed of a fault, and when
     python -m training.evaluate drive --worlds 30 --all-faults  # the same for each kind and each sensor
+    python -m training.evaluate digits --data FOLDER --json     # all that is in the folder, whatever its name
 
 The exported bundle drives, through the same Pipeline as on a robot. The same seed gives the same worlds.
 """
@@ -39,6 +40,7 @@ from mm_edge.pipeline import Pipeline
 from mm_edge.sim.episode import Episode, ExpertDriver, Outcome, PipelineDriver
 from mm_edge.sim.sensors import HEIGHT, KINDS, WIDTH
 from mm_edge.types import Output
+from training.train import TASKS
 
 SENSORS = ("camera", "audio", "scan", "imu", "text")
 FAULTS = (
@@ -62,8 +64,15 @@ class Result:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["drive"])
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = whole.add_subparsers(dest="task", required=True, metavar="TASK")
+    for name in sorted(TASKS.keys() - {"drive"}):
+        task = tasks.add_parser(name, help=f"see training/{name}.py")
+        task.add_argument("--data", type=Path, required=True, help="folder of the data")
+        task.add_argument("--bundle", type=Path, default=SHIPPED.parent / name)
+        task.add_argument("--only", action="append", default=[], help="a speaker, fold or log; may be repeated")
+        task.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser = tasks.add_parser("drive", help="the simulated robot")
     parser.add_argument("--bundle", type=Path, default=SHIPPED)
     parser.add_argument("--worlds", type=at_least(1), default=200)
     parser.add_argument("--seed", type=at_least(0), default=900_000, help="of the first world")
@@ -78,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--expert", action="store_true", help="let the demonstrator drive")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    args = parser.parse_args(argv)
+    args = whole.parse_args(argv)
+    if args.task != "drive":
+        return _on_data(args)
     if args.expert and (args.without or args.all_masks or args.faults):
         parser.error(
             "--expert drives by what it knows, not by sensors: give it without --without, --all-masks, --fault"
@@ -115,6 +126,16 @@ def main(argv: list[str] | None = None) -> int:
             print(f"false alarm: {text}")
     if args.json:
         print(json.dumps(scores))
+    return 0
+
+
+def _on_data(args: argparse.Namespace) -> int:
+    try:
+        scores = TASKS[args.task].evaluate(Bundle.read(args.bundle), args.data, args.only)
+    except (EdgeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(scores) if args.json else "\n".join(f"{name:<12}{value}" for name, value in scores.items()))
     return 0
 
 

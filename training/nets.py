@@ -51,7 +51,7 @@ class ModalityConfig:
             current is added; tau_s, if given: the membrane's time constant, and it leaks toward the current.
         backbone: the liquid cell: "cfc" or "ltc".
         preprocessing: vision: "simple", "resnet", "efficient" or "asked" (steered by the text); video: "conv3d" or
-            "frames"; custom: what makes the net, called with this config.
+            "frames"; sound: "conv1d" or "conv2d"; custom: what makes the net, called with this config.
         vocabulary: words of a text, padding not counted. sample_rate_hz: of sound, if waveforms are to be taken.
         period_s: nominal time between samples; None: the model's tick.
         max_age_s: at which age the fusion has it as oldest; 0: it does not age.
@@ -112,7 +112,7 @@ def build_net(config: ModalityConfig, text_units: int = 0) -> nn.Module:
     if kind is ModalityType.VIDEO:
         return VideoNet(shape, how or "conv3d")
     if kind is ModalityType.AUDIO:
-        return AudioNet(shape, config.sample_rate_hz)
+        return AudioNet(shape, config.sample_rate_hz, how or "conv1d")
     if kind is ModalityType.SCAN:
         return ScanNet(shape, config.range_max_m or 10.0)
     if kind is ModalityType.IMU:
@@ -129,7 +129,7 @@ def build_net(config: ModalityConfig, text_units: int = 0) -> nn.Module:
 _KNOWN: dict[ModalityType, tuple[int, tuple[str, ...]]] = {
     ModalityType.VISION: (3, ("simple", "resnet", "efficient", "asked")),
     ModalityType.VIDEO: (4, ("conv3d", "frames")),
-    ModalityType.AUDIO: (3, ("log_mel",)),
+    ModalityType.AUDIO: (3, ("conv1d", "conv2d")),
     ModalityType.TEXT: (1, ("bag",)),
     ModalityType.SENSOR: (1, ("mlp",)),
     ModalityType.SCAN: (2, ("conv",)),
@@ -204,11 +204,12 @@ class CameraNet(nn.Module):
 class VisionNet(nn.Module):
     """Images -> features: a stage for each halving until the map is at most 8 pixels high and wide.
 
-    "simple": a strided convolution a stage, the last map flattened. "resnet": residual blocks (He et al. 2016) and
-    "efficient": inverted residuals with squeeze and excitation (Tan & Le 2019), averaged over the last map.
+    "simple": a strided convolution a stage and one more at the end, the last map flattened. "resnet": residual blocks
+    (He et al. 2016) and "efficient": inverted residuals with squeeze and excitation (Tan & Le 2019), averaged over the
+    last map.
     """
 
-    STEM, WIDEST = 24, 160
+    STEM, WIDEST = 32, 160
 
     def __init__(self, shape: Sequence[int], how: str):
         super().__init__()
@@ -218,8 +219,10 @@ class VisionNet(nn.Module):
         layers: list[nn.Module] = []
         block = {"simple": _strided, "resnet": _Residual, "efficient": _Inverted}[how]
         for before, after in zip([channels, *widths], widths):
-            layers.append(_strided(before, after) if before == channels else block(before, after))
+            layers.append(block(before, after) if layers else _strided(before, after, kernel=7))
         flat = how == "simple"
+        if flat:
+            layers.append(_strided(widths[-1], widths[-1], stride=1))
         self.layers = nn.Sequential(*layers, *(() if flat else (_Mean(),)), nn.Flatten())
         side = [height, width]
         for _ in range(stages):
@@ -230,8 +233,8 @@ class VisionNet(nn.Module):
         return self.layers(centred(x))
 
 
-def _strided(before: int, after: int, kernel: int = 3) -> nn.Sequential:
-    conv = nn.Conv2d(before, after, kernel, 2, kernel // 2, bias=False)
+def _strided(before: int, after: int, kernel: int = 3, stride: int = 2) -> nn.Sequential:
+    conv = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU())
 
 
@@ -334,18 +337,23 @@ class SequenceNet(nn.Module):
 
 class AudioNet(nn.Module):
     """Log-mel (N, channels + 1, bands, hops) as mm_edge.preprocess.log_mel makes it, or waveforms (N, channels,
-    samples), or (N, samples) of one channel, from which it is made here -> features."""
+    samples), from which it is made here -> features. "conv1d": convolution over time. "conv2d": over time and
+    frequency, as over a picture: of words and sounds, which may be higher or lower."""
 
-    def __init__(self, shape: Sequence[int], sample_rate_hz: int, hidden: int = 48):
+    def __init__(self, shape: Sequence[int], sample_rate_hz: int, how: str, hidden: int = 48):
         super().__init__()
         self.shape, self.sample_rate_hz = tuple(shape), sample_rate_hz
-        sequence = SequenceNet(shape[0] * shape[1], shape[2], hidden)
-        self.conv, self.features = sequence.conv, sequence.features
+        if how == "conv2d":
+            picture = VisionNet(shape, "simple")
+            self.conv, self.features = picture.layers, picture.features
+        else:
+            sequence = SequenceNet(shape[0] * shape[1], shape[2], hidden)
+            self.conv, self.features = nn.Sequential(nn.Flatten(1, 2), sequence.conv), sequence.features
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 4:
             x = log_mel(x if x.dim() == 3 else x[:, None], self.shape, self.sample_rate_hz)
-        return self.conv(x.flatten(1, 2))
+        return self.conv(x)
 
 
 def log_mel(sound: Tensor, shape: Sequence[int], sample_rate_hz: int) -> Tensor:

@@ -120,14 +120,14 @@ def imu_can_windows(
     start_s = max(series.stamps_s[0] for series in streams.values()) + window_s
     last_s = min(segment.speed.stamps_s[-1], segment.gyro.stamps_s[-1]) - horizon_s
     ends_s = start_s + step_s * np.arange(max(int((last_s - start_s) / step_s) + 1, 0))
-    present, target = _motion(segment, ends_s), _motion(segment, ends_s + horizon_s)
+    present, target = motion(segment, ends_s), motion(segment, ends_s + horizon_s)
     known = np.isfinite(present).all(-1) & np.isfinite(target).all(-1)
     present, target, ends_s = present[known], target[known], ends_s[known]
     windows = {k: _rows(series.stamps_s, series.values, ends_s, window_s, rows) for k, series in streams.items()}
     return DrivingWindows(windows, np.float32(target), np.float32(present), ends_s)
 
 
-def _motion(segment: Segment, at_s: np.ndarray) -> np.ndarray:
+def motion(segment: Segment, at_s: np.ndarray) -> np.ndarray:
     """Speed and yaw rate (n, 2) of what was measured until `at_s` (n,); NaN where that is older than YAW_S."""
     t, speed = segment.speed
     newest = np.searchsorted(t, at_s, side="right") - 1

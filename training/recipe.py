@@ -23,6 +23,14 @@ class TrainConfig:
     clip: float
     save_every_steps: int
     mixed_precision: str  # of the preprocessing nets: no, bf16, fp16; cells and fusion stay in float32
+    epochs: int = 0  # instead of the rounds' steps, where a task's data have an end
+    accumulate: int = 1  # batches whose gradients make one step
+    modality_dropout: float = 0.0  # share of (lane, modality) that is absent for a whole batch
+    learning_rates: dict[str, float] = dataclasses.field(default_factory=dict)  # factor of a modality's encoder
+    progressive: tuple[float, ...] = ()  # (a, b): encoders alone until share a of the steps, fusion alone until b
+    contrastive: float = 0.0  # weight of aligning the modalities' tokens, see `contrastive` in training/supervised.py
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)  # of a task's terms by name
+    patience: int = 0  # stop after so many saves without a better loss; 0: never
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,11 @@ class Recipe:
 
 def read_recipe(path: Path, overrides: list[str] = []) -> Recipe:  # noqa: B006 (not changed)
     """Read a recipe; each override is `dotted.key=value` with a YAML value. Raises ValueError naming what is wrong."""
-    raw = yaml.safe_load(path.read_text())
+    return make_recipe(yaml.safe_load(path.read_text()), overrides, str(path))
+
+
+def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
+    """As `read_recipe`, of what was read; `path` says where."""
     for override in overrides:
         key, _, value = override.partition("=")
         _set(raw, key.split("."), yaml.safe_load(value), key)
@@ -62,7 +74,7 @@ def read_recipe(path: Path, overrides: list[str] = []) -> Recipe:  # noqa: B006 
     fields["streams"] = tuple(_make(StreamSpec, s, f"{path}: streams") for s in raw["streams"])
     fields["train"] = _make(TrainConfig, raw["train"], f"{path}: train")
     fields["rounds"] = tuple(_make(Round, r, f"{path}: rounds") for r in raw["rounds"])
-    return _make(Recipe, {**fields, "raw": raw}, str(path))
+    return _make(Recipe, {**fields, "raw": raw}, path)
 
 
 def _set(node: Any, keys: list[str], value: Any, whole: str) -> None:
@@ -74,8 +86,9 @@ def _set(node: Any, keys: list[str], value: Any, whole: str) -> None:
 def _known(node: Any, key: str, whole: str) -> Any:
     if isinstance(node, list):
         return int(key)
-    if key not in node:
-        raise ValueError(f"{whole}: no key {key!r}{_hint(key, node)}")
+    known = {*node, *(f.name for f in dataclasses.fields(TrainConfig))} if whole.startswith("train.") else node
+    if key not in known:
+        raise ValueError(f"{whole}: no key {key!r}{_hint(key, known)}")
     return key
 
 

@@ -1,6 +1,9 @@
 """The one training loop.
 
     python -m training.train drive [--out runs/drive] [--workers 2] [key=value ...]
+    python -m training.train drive --data FOLDER_OF_RECORDINGS          # a robot of your own
+    python -m training.train digits --data FOLDER --fusion-strategy late --epochs 5
+    torchrun --nproc-per-node 2 -m training.train lidar_velocity --data FOLDER
 
 A recipe's rounds each make (or read) their episodes and train on all so far. State is saved as it goes; the same
 command goes on where it was stopped.
@@ -17,24 +20,31 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training import drive
+from mm_edge.errors import EdgeError
+from training import digits, drive, imu_can, lidar_velocity, robot
 from training.batches import Batch
+from training.fusion import FusionStrategy
 from training.models import ModelState, MultiModalFusionNetwork
-from training.recipe import Recipe, Round, read_recipe
+from training.recipe import Recipe, TrainConfig, make_recipe
+from training.supervised import contrastive
 
 RECIPES = Path(__file__).parent / "recipes"
-TASKS = {"drive": drive}
+TASKS = {
+    "digits": digits, "drive": drive, "imu_can": imu_can, "lidar_velocity": lidar_velocity, "robot": robot
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,18 +52,46 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("recipe", help=f"a recipe's name ({', '.join(p.stem for p in RECIPES.glob('*.yaml'))}) or file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.learning_rate=0.001")
     parser.add_argument("--out", type=Path, help="folder for episodes, logs and checkpoints (default: runs/RECIPE)")
+    parser.add_argument("--data", type=Path, help="folder of the data to learn from; of drive: recordings")
+    parser.add_argument("--label", default="", metavar="TOPIC", help="commands to learn from recordings (cmd_vel)")
+    parser.add_argument("--go-on", action="store_true", help="although some recordings are of no use")
+    parser.add_argument("--modalities", nargs="+", default=[], help="streams to be used, by name or kind (all)")
+    parser.add_argument("--fusion-strategy", choices=[strategy.value for strategy in FusionStrategy])
+    parser.add_argument("--fusion-dim", type=int)
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's steps")
     parser.add_argument("--workers", type=int, default=2, help="processes that make episodes")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (more cost more CPU time than they save)")
     args = parser.parse_intermixed_args(argv)
     path = RECIPES / f"{args.recipe}.yaml" if not args.recipe.endswith(".yaml") else Path(args.recipe)
     try:
-        recipe = read_recipe(path, args.overrides)
+        recipe = _recipe(args, path)
         torch.set_num_threads(args.threads)
         print(f"trained: {train(recipe, args.out or Path('runs') / recipe.task, args.workers)}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EdgeError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
+    """Raises ValueError, OSError or EdgeError for what is wrong with it, or with the data."""
+    flags = {"model.fusion_strategy": args.fusion_strategy, "model.fusion_dim": args.fusion_dim}
+    flags["train.epochs"] = args.epochs
+    if args.recipe == "drive" and args.data:
+        path = RECIPES / "robot.yaml"
+        raw = robot.raw_recipe(path, args.data, args.label, args.go_on)
+    else:
+        raw = yaml.safe_load(path.read_text())
+        flags["data.folder"] = args.data and str(args.data)
+    if args.modalities:
+        chosen = [s for s in raw["streams"] if {s["name"], s["kind"]} & set(args.modalities)]
+        known = {name for s in raw["streams"] for name in (s["name"], s["kind"])}
+        if unknown := set(args.modalities) - known:
+            raise ValueError(f"--modalities: expected some of {sorted(known)}, got {sorted(unknown)}")
+        raw["streams"] = chosen
+        raw["tick"]["anchor"] = chosen[0]["name"]
+    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    return make_recipe(raw, [*overrides, *args.overrides], str(path))
 
 
 def train(recipe: Recipe, out: Path, workers: int) -> Path:
@@ -70,15 +108,17 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
     for index in range(len(recipe.rounds)):
         weights = out / f"round{index}.safetensors"
         if not weights.exists():
-            with _cpu_minutes(out, f"round {index}: data"):
+            with _cpu_minutes(out, f"round {index}: data"), PartialState().main_process_first():
                 supply = task.supply(recipe, index, out, workers)
             with _cpu_minutes(out, f"round {index}: train"):
                 model = task.build_model(recipe)
                 if student is not None:
                     model.load_state_dict(load_file(student))
                 _train_round(recipe, index, model, supply, out)
-                save_file(model.state_dict(), weights.with_suffix(".part"))
-                weights.with_suffix(".part").rename(weights)  # whole or not at all
+                if PartialState().is_main_process:
+                    save_file(model.state_dict(), weights.with_suffix(".part"))
+                    weights.with_suffix(".part").rename(weights)  # whole or not at all
+                PartialState().wait_for_everyone()
         student = weights
     assert student is not None, "a recipe has at least one round"
     return Path(shutil.copyfile(student, out / "final.safetensors"))
@@ -112,6 +152,8 @@ def _cpu_minutes(out: Path, stage: str) -> Iterator[None]:
 class Supply(Protocol):
     """An endless supply of batches, each of `train.lanes` lanes; `state_dict` makes resuming exact."""
 
+    steps_an_epoch: int
+
     def next(self) -> Batch: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -126,9 +168,17 @@ class _Lesson(nn.Module):
         self.recipe, self.model = recipe, model
 
     def forward(self, batch: Batch, state: ModelState) -> tuple[Tensor, dict[str, Tensor], ModelState]:
+        config = self.recipe.train
+        if config.modality_dropout:
+            gone = torch.rand_like(batch.mask[:, :1]) < config.modality_dropout
+            batch = replace(batch, mask=batch.mask.masked_fill(gone, 0.0))
         result, state = self.model.scan(batch, state)
         with torch.autocast(batch.mask.device.type, enabled=False):
             total, parts = TASKS[self.recipe.task].loss(self.recipe, self.model, batch, result)
+            if config.contrastive:
+                tokens = [token[:, -1] for token in result.tokens.values()]
+                parts["contrastive"] = contrastive(tokens, batch.mask[:, -1])
+                total = total + config.contrastive * parts["contrastive"]
         return total, {name: value.detach() for name, value in parts.items()}, state
 
 
@@ -137,26 +187,45 @@ class _Progress:
 
     def __init__(self, supply: Supply, state: ModelState):
         self.supply, self.state, self.step = supply, state, 0
+        self.smooth: dict[str, float] = {}  # losses and what else is shown
+        self._best, self._since = math.inf, 0
+
+    def enough(self, patience: int) -> bool:
+        """Whether `patience` saves went by without a better (smoothed) loss; 0: never."""
+        self._since = 0 if self.smooth["loss"] < self._best else self._since + 1
+        self._best = min(self._best, self.smooth["loss"])
+        return 0 < patience <= self._since
 
     def state_dict(self) -> dict[str, Any]:
-        return {"supply": self.supply.state_dict(), "state": self.state, "step": self.step}
+        patience = {"best": self._best, "since": self._since, "smooth": self.smooth}
+        return {"supply": self.supply.state_dict(), "state": self.state, "step": self.step, "patience": patience}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.supply.load_state_dict(saved["supply"])
         self.state, self.step = saved["state"].to(self.state.h.device), saved["step"]  # it was loaded onto the CPU
+        self._best, self._since, self.smooth = (saved["patience"][key] for key in ("best", "since", "smooth"))
 
 
 def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, supply: Supply, out: Path) -> None:
-    config, round_ = recipe.train, recipe.rounds[index]
+    config, steps = recipe.train, recipe.rounds[index].steps
+    if config.epochs:
+        steps = config.epochs * supply.steps_an_epoch // config.accumulate
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision=config.mixed_precision,
+        cpu=not torch.cuda.is_available(), mixed_precision=config.mixed_precision, step_scheduler_with_optimizer=False,
         log_with="tensorboard", project_config=ProjectConfiguration(str(out)),
     )  # fmt: skip
     accelerator.init_trackers(f"logs/round{index}")
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config.warm_up_steps, round_))
+    groups = _groups(model, config)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    factors = [partial(_schedule, config=config, steps=steps, part=group["part"]) for group in groups]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     lesson, optimizer, scheduler = accelerator.prepare(_Lesson(recipe, model), optimizer, scheduler)
-    progress = _Progress(supply, model.zero_state(config.lanes))
+    share, rank = config.lanes // accelerator.num_processes, accelerator.process_index
+    if share * accelerator.num_processes != config.lanes:
+        raise ValueError(
+            f"train.lanes: expected a multiple of {accelerator.num_processes} processes, got {config.lanes}"
+        )
+    progress = _Progress(supply, model.zero_state(share))
     accelerator.register_for_checkpointing(progress)
     saved = out / "checkpoint"
     if not saved.exists() and saved.with_suffix(".old").exists():  # stopped between the two renamings
@@ -164,25 +233,42 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
     if (saved / "round.json").exists() and json.loads((saved / "round.json").read_text())["round"] == index:
         accelerator.load_state(str(saved))
     model.train()
-    bar = tqdm(range(progress.step, round_.steps), f"round {index}: train", initial=progress.step, total=round_.steps)
-    smooth: dict[str, float] = {}
+    left = range(progress.step, steps)
+    bar = tqdm(left, f"round {index}: train", initial=progress.step, total=steps, disable=rank > 0)
     for step in bar:
-        batch = progress.supply.next().to(accelerator.device)
-        total, parts, progress.state = lesson(batch, progress.state)
         optimizer.zero_grad()
-        accelerator.backward(total)
+        for _ in range(config.accumulate):
+            batch = progress.supply.next().lanes(rank * share, (rank + 1) * share).to(accelerator.device)
+            total, parts, progress.state = lesson(batch, progress.state)
+            accelerator.backward(total / config.accumulate)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         scheduler.step()
         progress.step = step + 1
         if step % 10 == 0:
-            values = {k: float(v) for k, v in parts.items()}
-            smooth = {k: 0.9 * smooth.get(k, v) + 0.1 * v for k, v in values.items()}
+            values = {k: float(v) for k, v in accelerator.reduce({**parts, "loss": total.detach()}, "mean").items()}
+            progress.smooth = {k: 0.9 * progress.smooth.get(k, v) + 0.1 * v for k, v in values.items()}
             accelerator.log(values, step=step)
-            bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()})
+            bar.set_postfix({k: f"{v:.3f}" for k, v in progress.smooth.items()})
         if progress.step % config.save_every_steps == 0:
+            done = progress.enough(config.patience)
             _save(accelerator, saved, index)
+            if done:
+                break
     accelerator.end_training()
+
+
+def _groups(model: MultiModalFusionNetwork, config: TrainConfig) -> list[dict[str, Any]]:
+    """Each modality's encoder with a learning rate of its own, and heads that teach them; and the rest."""
+    if unknown := config.learning_rates.keys() - set(model.names):
+        raise ValueError(f"train.learning_rates: expected some of {list(model.names)}, got {sorted(unknown)}")
+    modules = [(encoder, config.learning_rates.get(name, 1.0), "encoders") for name, encoder in model.encoders.items()]
+    modules += [(model.aux, 1.0, "encoders")] if len(model.aux) else []
+    modules += [(module, 1.0, "fusion") for module in (model.fusion, model.core, model.head)]
+    return [
+        {"params": list(module.parameters()), "lr": factor * config.learning_rate, "part": part}
+        for module, factor, part in modules
+    ]
 
 
 def _save(accelerator: Accelerator, folder: Path, index: int) -> None:
@@ -197,9 +283,15 @@ def _save(accelerator: Accelerator, folder: Path, index: int) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _schedule(step: int, warm_up: int, round_: Round) -> float:
-    """Linear up, cosine down to a twentieth."""
-    return min(1.0, (step + 1) / warm_up) * (0.525 + 0.475 * math.cos(math.pi * min(1.0, step / round_.steps)))
+def _schedule(step: int, config: TrainConfig, steps: int, part: str) -> float:
+    """Linear up, cosine down to a twentieth; 0 while another part of the model learns alone."""
+    share = step / steps
+    for until, alone in zip(config.progressive, ("encoders", "fusion")):
+        if share < until:
+            if part != alone:
+                return 0.0
+            break
+    return min(1.0, (step + 1) / config.warm_up_steps) * (0.525 + 0.475 * math.cos(math.pi * min(1.0, share)))
 
 
 if __name__ == "__main__":

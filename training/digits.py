@@ -1,0 +1,155 @@
+"""Spoken and written digits: a picture in heavy noise and a voice in heavy noise, of the same digit.
+
+    python -m training.train digits --data FOLDER
+    python -m training.evaluate digits --data FOLDER --json
+
+The protocol is `protocols.pair_digits`. Pictures and voices meet anew in every batch, in noise of their own, and voices
+speak faster or slower. One of both is absent in a share of the samples.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mm_edge.bundle import Bundle
+from mm_edge.engine import load
+from mm_edge.engine.part import Fresh, ModelInputs
+from mm_edge.preprocess import log_mel
+from training import supervised
+from training.batches import Batch, regular_batch, regular_steps
+from training.models import ModelResult, MultiModalFusionNetwork
+from training.protocols import DIGIT_SAMPLES, pair_digits
+from training.real_data import DigitClip, read_digits
+from training.recipe import Recipe
+from training.supervised import rate_loss, words
+
+__all__ = ["build_model", "evaluate", "loss", "rehearsal", "supply", "words"]
+
+MODALITIES = ("image", "audio")
+DRAWS = 3  # of noise, and of who says what
+LEVEL = 3000.0  # of a voice as a microphone with automatic gain gives it, of int16
+
+
+def build_model(recipe: Recipe) -> MultiModalFusionNetwork:
+    """With a head for each sense alone, which only training has."""
+    model = supervised.build_model(recipe)
+    for name, encoder in model.encoders.items():
+        model.aux[name] = nn.Linear(encoder.units, model.output_dim)
+    return model
+
+
+def rehearsal(recipe: Recipe, ticks: int) -> None:
+    """Digits have no drives: noise will do."""
+    return None
+
+
+def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Digits:
+    return Digits(recipe)
+
+
+def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
+    digit = batch.labels["digit"][:, 0]
+    said = out.output[:, 0]
+    wrong = F.cross_entropy(said, digit, label_smoothing=0.05)
+    alone = sum(F.cross_entropy(model.aux[name](out.tokens[name][:, 0]), digit) for name in model.names)
+    rates, spread = rate_loss(batch, out)
+    right = (said.argmax(-1) == digit).float().mean()
+    weight = {"alone": 0.3, **recipe.train.weights}["alone"]
+    return wrong + weight * alone + spread, {"wrong": wrong, "right": right, **rates}
+
+
+class Digits:
+    """Batches of pictures and voices."""
+
+    def __init__(self, recipe: Recipe):
+        digits = read_digits(Path(recipe.data["folder"]))
+        held_out = set(recipe.data["held_out"])
+        self.images, self.labels = digits.train_images, digits.train_labels
+        clips = [clip for clip in digits.clips if clip.speaker not in held_out]
+        self._clips = {digit: [clip for clip in clips if clip.digit == digit] for digit in range(10)}
+        if not all(self._clips.values()):
+            raise ValueError(f"data.held_out: {sorted(held_out)} leaves nobody to learn from")
+        self.lanes, self.absent = recipe.train.lanes, recipe.data["absent"]
+        self._names = [spec.name for spec in recipe.streams]
+        self.steps_an_epoch = len(self.images) // self.lanes
+        self._rng = np.random.default_rng(recipe.seed)
+
+    def next(self) -> Batch:
+        rng, n = self._rng, self.lanes
+        chosen = rng.integers(len(self.images), size=n)
+        images = self.images[chosen]  # not moved: they are all centred
+        by_digit = self.labels[chosen]
+        # A voice never says a word twice in the same way.
+        clips = [_spoken(self._clips[digit][rng.integers(len(self._clips[digit]))], rng) for digit in by_digit.tolist()]
+        draw = pair_digits(images, by_digit, clips, rng)
+        mask = np.ones((n, 1, len(self._names)), np.float32)
+        if len(self._names) > 1:
+            gone = rng.random(n)
+            mask[gone < self.absent, 0, 0] = 0
+            mask[gone > 1 - self.absent, 0, 1] = 0
+        x = {"image": torch.from_numpy(as_frames(draw.images)), "audio": torch.from_numpy(as_heard(draw.sounds))}
+        dt = torch.ones(n, 1, 1)
+        steps = {name: regular_steps(x[name][:, None], dt, 1, 1.0) for name in self._names}
+        return regular_batch(steps, torch.from_numpy(mask), dt, {"digit": torch.from_numpy(draw.labels)[:, None]})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state["rng"]
+
+
+def _spoken(clip: DigitClip, rng: np.random.Generator) -> DigitClip:
+    """Faster or slower, which is also higher or lower; and not always from the very begin."""
+    speed = rng.uniform(0.8, 1.25)
+    at = np.arange(0, len(clip.samples) - 1, speed)
+    samples = np.interp(at, np.arange(len(clip.samples)), clip.samples)
+    late = np.zeros(rng.integers(0, 1 + max(0, DIGIT_SAMPLES - len(samples)) // 2))
+    return clip._replace(samples=np.float32(np.concatenate([late, samples])))
+
+
+def as_frames(images: np.ndarray) -> np.ndarray:
+    """float (n, 28, 28), mostly within -3.5 and 4.5 -> uint8 (n, 28, 28, 3), as a camera gives them."""
+    grey = np.clip(128 + 32 * (images - 0.5), 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, -1)
+
+
+def as_heard(sounds: np.ndarray) -> np.ndarray:
+    """float (n, samples) -> float32 (n, 1, samples), whole numbers of int16."""
+    level = np.sqrt(np.mean(np.square(sounds, dtype=np.float64), -1, keepdims=True))
+    return np.clip(np.rint(sounds / np.maximum(level, 1e-9) * LEVEL), -32768, 32767).astype(np.float32)[:, None]
+
+
+def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
+    """Shares of digits told right: all the folder's test images, each with the clip of one of its speakers (of all, if
+    none is named), in DRAWS draws of noise; by both senses, and with either absent."""
+    digits = read_digits(folder)
+    clips = [clip for clip in digits.clips if not only or clip.speaker in only]
+    if not clips:
+        known = sorted({clip.speaker for clip in digits.clips})
+        raise ValueError(f"{folder}: expected one of {known} to be named, got {only}")
+    model, specs = load(bundle, "auto"), {spec.name: spec for spec in bundle.streams}
+    present = {"fused": MODALITIES, "audio": ("audio",), "image": ("image",), "none": ()}
+    masks = {name: np.float32([one in by for one in specs]) for name, by in present.items()}
+    right = {name: list[bool]() for name in masks}
+    for number in range(DRAWS):
+        draw = pair_digits(digits.test_images, digits.test_labels, clips, np.random.default_rng(number))
+        frames, heard = as_frames(draw.images), as_heard(draw.sounds).astype(np.int16)
+        for i, digit in enumerate(tqdm(draw.labels.tolist(), f"draw {number + 1} of {DRAWS}", leave=False)):
+            fresh = {"image": Fresh(frames[i], 1.0, True)} if "image" in specs else {}
+            if "audio" in specs:
+                fresh["audio"] = Fresh(log_mel(heard[i].T, None, specs["audio"]), 1.0, True)
+            for name, mask in masks.items():
+                inputs = ModelInputs(fresh, mask, np.zeros(len(specs), np.float32), 1.0, True)
+                right[name].append(int(model.step(inputs).values["values"].argmax()) == digit)
+    return {
+        "images": len(digits.test_images), "draws": DRAWS, "speakers": sorted({clip.speaker for clip in clips}),
+        **{name: round(float(np.mean(values)), 4) for name, values in right.items()},
+    }  # fmt: skip

@@ -1,0 +1,109 @@
+"""A robot of your own: imitation of the commands in your recordings.
+
+    python -m training.train drive --data FOLDER_OF_RECORDINGS [--label TOPIC] [--go-on]
+
+The recordings are checked first, and said what of them is wrong; with errors, training goes on with the rest only if
+told to. Streams, their rates and their statistics, the action and its limits are measured (training/recordings.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mm_edge.engine.part import ModelInputs
+from mm_edge.manifest import Tick
+from mm_edge.preprocess import Vocabulary
+from training.batches import Batch, Lanes
+from training.check import check
+from training.models import ModelResult, RobotMultiSensorModel, modalities_of
+from training.recipe import Recipe
+from training.recordings import find, label_of, streams_of, tables_of, tick_of, words_of
+from training.supervised import rate_loss
+
+
+def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[str, Any]:
+    """A recipe for the recordings in `folder`. Prints what the check found; raises ValueError if that are errors and
+    nobody said to go on, or if nothing is left."""
+    recordings = find(folder)
+    streams, label = streams_of(recordings), label_of(recordings, topic)
+    report = check(recordings, streams, label)
+    print(report)
+    if report.errors and not go_on:
+        raise ValueError(f"{folder}: {len(report.errors)} errors, see above; --go-on trains with the rest")
+    usable = report.usable(recordings)
+    if not usable:
+        raise ValueError(f"{folder}: no recording is left to train on")
+    raw = yaml.safe_load(template.read_text())
+    limits = asdict(label)
+    topic = limits.pop("topic")
+    plain = {key: list(value) for key, value in limits.items()}
+    return _plain(
+        {
+            **raw,
+            "streams": [asdict(spec) for spec in streams],
+            "tick": asdict(tick_of(streams)),
+            "action": plain,
+            "data": {
+                **raw["data"], "folder": str(folder), "label": topic, "words": words_of(usable),
+                "recordings": [str(recording.path) for recording in usable],
+            },
+        }
+    )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """As YAML can say it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def words(recipe: Recipe) -> list[str]:
+    return list(recipe.data["words"])
+
+
+def rehearsal(recipe: Recipe, ticks: int) -> list[ModelInputs] | None:
+    """Noise will do."""
+    return None
+
+
+def build_model(recipe: Recipe) -> RobotMultiSensorModel:
+    torch.manual_seed(recipe.seed)
+    config, period_s = dict(recipe.model), recipe.tick["period_ms"] / 1e3
+    modalities = modalities_of(recipe.streams, len(recipe.data["words"]), period_s, **config.pop("modality"))
+    return RobotMultiSensorModel(
+        modalities=modalities, action_dim=len(recipe.action["names"]), tick_period_s=period_s, **config
+    )
+
+
+def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
+    recordings = find(recipe.data["folder"])
+    label = label_of(recordings, recipe.data["label"])
+    vocabulary = Vocabulary(words(recipe)) if recipe.data["words"] else None
+    tick = Tick(**recipe.tick)
+    chosen = [recording for recording in recordings if str(recording.path) in recipe.data["recordings"]]
+    tables = [
+        tables_of(recording, recipe.streams, label, tick, vocabulary, recipe.data["latency_ms"], recipe.max_gap_ms)
+        for recording in tqdm(chosen, "recordings")
+    ]
+    text = next((spec.name for spec in recipe.streams if spec.kind == "text"), None)
+    return Lanes(tables, recipe.train.lanes, recipe.train.ticks, recipe.seed, text)
+
+
+def loss(recipe: Recipe, model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
+    """Not squared: where a driver might pass on the left or on the right, the mean of both is the obstacle."""
+    low, high = (out.output.new_tensor(recipe.action[key]) for key in ("min", "max"))
+    scale = (high - low).clamp(min=1e-6) / 4
+    error = F.smooth_l1_loss(out.output / scale, batch.labels["action"] / scale, reduction="none", beta=0.15).mean(-1)
+    weight = batch.labels["weight"] * batch.valid.squeeze(-1)
+    action = (error * weight).sum() / weight.sum().clamp(min=1)
+    rates, spread = rate_loss(batch, out)
+    return action + spread, {"action": action, **rates}

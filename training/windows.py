@@ -1,0 +1,90 @@
+"""Numbers predicted from windows of irregular time: what lidar_velocity and imu_can have in common.
+
+A log becomes tables (training/tables.py) whose ticks carry "target" (d,) and "known", 1 where there is a target. A
+window is the last `train.ticks` ticks before one that is known, from rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mm_edge.bundle import Bundle
+from mm_edge.engine import load
+from mm_edge.engine.part import Fresh, ModelInputs
+from training.batches import Batch, make_batch
+from training.models import ModelResult, MultiModalFusionNetwork
+from training.recipe import Recipe
+from training.supervised import rate_loss
+from training.tables import Tables
+
+
+class Windows:
+    """Batches of windows, each from anywhere in any of the logs."""
+
+    def __init__(self, logs: Sequence[Tables], recipe: Recipe):
+        self._logs, self._lanes, self._ticks = logs, recipe.train.lanes, recipe.train.ticks
+        self._ends = [(i, end) for i, log in enumerate(logs) for end in window_ends(log, self._ticks)]
+        if not self._ends:
+            raise ValueError(f"data.folder: expected logs of at least {self._ticks} samples with a target, got none")
+        self._rng = np.random.default_rng(recipe.seed)
+        self.steps_an_epoch = max(1, len(self._ends) // self._lanes)
+
+    def next(self) -> Batch:
+        chosen = [self._ends[i] for i in self._rng.integers(len(self._ends), size=self._lanes)]
+        chunks = [(self._logs[i], end - self._ticks, end) for i, end in chosen]
+        return make_batch(chunks, [True] * self._lanes, self._ticks, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state["rng"]
+
+
+def window_ends(log: Tables, ticks: int) -> list[int]:
+    """One past the last tick of each window."""
+    return [end for end in range(ticks, len(log) + 1) if log.labels["known"][end - 1]]
+
+
+def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
+    """In units of `data.scale`, of the second half of each window: by then there is something to go by."""
+    half = batch.mask.shape[1] // 2
+    scale = out.output.new_tensor(recipe.data["scale"])
+    error = F.smooth_l1_loss(out.output / scale, batch.labels["target"] / scale, reduction="none").mean(-1)
+    weight = batch.labels["known"] * batch.valid.squeeze(-1)
+    weight = weight[:, half:]
+    wrong = (error[:, half:] * weight).sum() / weight.sum().clamp(min=1)
+    rates, spread = rate_loss(batch, out)
+    return wrong + spread, {"wrong": wrong, **rates}
+
+
+def predict(bundle: Bundle, log: Tables, ends: Sequence[int], ticks: int) -> np.ndarray:
+    """(n, d): what the bundle says at the end of each window, having begun anew `ticks` ticks before."""
+    model, said = load(bundle, "auto"), []
+    names = [spec.name for spec in bundle.streams]
+    for end in tqdm(ends, "windows", leave=False):
+        begin = end - ticks
+        taken = log.newest[begin - 1] if begin else np.zeros(len(names), int)
+        for tick in range(begin, end):
+            fresh = {}
+            for j, name in enumerate(names):
+                if (newest := int(log.newest[tick, j])) > (log.newest[tick - 1, j] if tick else 0):
+                    steps = log.steps[name]
+                    reset = bool(steps.reset[newest - 1]) or newest - 1 == taken[j]
+                    fresh[name] = Fresh(steps.x[newest - 1], float(steps.dt[newest - 1]), reset)
+            inputs = ModelInputs(fresh, log.mask[tick], log.age[tick], float(log.dt[tick]), tick == begin)
+            values = model.step(inputs).values["values"]
+        said.append(values[0])
+    return np.array(said)
+
+
+def r2(said: np.ndarray, true: np.ndarray) -> list[float]:
+    """Of each column: 1 is perfect, 0 as good as the mean of what is true."""
+    wrong, spread = ((said - true) ** 2).sum(0), ((true - true.mean(0)) ** 2).sum(0)
+    return [round(float(value), 4) for value in 1 - wrong / np.maximum(spread, 1e-12)]
