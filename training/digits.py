@@ -3,12 +3,14 @@
     python -m training.train digits --data FOLDER
     python -m training.evaluate digits --data FOLDER --json
 
-The protocol is `protocols.pair_digits`. Pictures and voices meet anew in every batch, in noise of their own, and voices
-speak faster or slower. One of both is absent in a share of the samples.
+The protocol is `protocols.pair_digits`. Pictures and voices meet anew in every batch, in noise of their own. Voices are
+changed a lot: where those it learned by are all too easy, a model trusts them more than it should those it never heard.
+One of both senses is absent in a share of the samples.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mm_edge import preprocess
 from mm_edge.bundle import Bundle
 from mm_edge.engine import load
 from mm_edge.engine.part import Fresh, ModelInputs
-from mm_edge.preprocess import log_mel
 from training import supervised
 from training.batches import Batch, regular_batch, regular_steps
 from training.models import ModelResult, MultiModalFusionNetwork
+from training.nets import log_mel
 from training.protocols import DIGIT_SAMPLES, pair_digits
 from training.real_data import DigitClip, read_digits
 from training.recipe import Recipe
@@ -34,6 +37,7 @@ __all__ = ["build_model", "evaluate", "loss", "rehearsal", "supply", "words"]
 
 MODALITIES = ("image", "audio")
 DRAWS = 3  # of noise, and of who says what
+SPEED, SNR_DB, TRACT, MICROPHONE = (0.6, 1.6), (-4.0, 4.0), 0.25, 0.7  # how different voices are to learn from
 LEVEL = 3000.0  # of a voice as a microphone with automatic gain gives it, of int16
 
 
@@ -77,6 +81,7 @@ class Digits:
         if not all(self._clips.values()):
             raise ValueError(f"data.held_out: {sorted(held_out)} leaves nobody to learn from")
         self.lanes, self.absent = recipe.train.lanes, recipe.data["absent"]
+        self._spec = next((s for s in recipe.streams if s.kind == "audio"), recipe.streams[0])
         self._names = [spec.name for spec in recipe.streams]
         self.steps_an_epoch = len(self.images) // self.lanes
         self._rng = np.random.default_rng(recipe.seed)
@@ -86,15 +91,17 @@ class Digits:
         chosen = rng.integers(len(self.images), size=n)
         images = self.images[chosen]  # not moved: they are all centred
         by_digit = self.labels[chosen]
-        # A voice never says a word twice in the same way.
+        # A voice never says a word twice in the same way, and there are few voices to learn from.
         clips = [_spoken(self._clips[digit][rng.integers(len(self._clips[digit]))], rng) for digit in by_digit.tolist()]
-        draw = pair_digits(images, by_digit, clips, rng)
+        draw = pair_digits(images, by_digit, clips, rng, snr_db=rng.uniform(*SNR_DB))
+        heard = log_mel(torch.from_numpy(as_heard(draw.sounds)), self._spec.shape, self._spec.sample_rate_hz)
+        heard = torch.from_numpy(_another_voice(heard.numpy(), rng))
         mask = np.ones((n, 1, len(self._names)), np.float32)
         if len(self._names) > 1:
             gone = rng.random(n)
             mask[gone < self.absent, 0, 0] = 0
             mask[gone > 1 - self.absent, 0, 1] = 0
-        x = {"image": torch.from_numpy(as_frames(draw.images)), "audio": torch.from_numpy(as_heard(draw.sounds))}
+        x = {"image": torch.from_numpy(as_frames(draw.images)), "audio": heard}
         dt = torch.ones(n, 1, 1)
         steps = {name: regular_steps(x[name][:, None], dt, 1, 1.0) for name in self._names}
         return regular_batch(steps, torch.from_numpy(mask), dt, {"digit": torch.from_numpy(draw.labels)[:, None]})
@@ -108,11 +115,32 @@ class Digits:
 
 def _spoken(clip: DigitClip, rng: np.random.Generator) -> DigitClip:
     """Faster or slower, which is also higher or lower; and not always from the very begin."""
-    speed = rng.uniform(0.8, 1.25)
+    speed = math.exp(rng.uniform(*np.log(SPEED)))
     at = np.arange(0, len(clip.samples) - 1, speed)
     samples = np.interp(at, np.arange(len(clip.samples)), clip.samples)
-    late = np.zeros(rng.integers(0, 1 + max(0, DIGIT_SAMPLES - len(samples)) // 2))
+    late = np.zeros(rng.integers(0, 1 + max(0, DIGIT_SAMPLES - len(samples))))
     return clip._replace(samples=np.float32(np.concatenate([late, samples])))
+
+
+def _another_voice(mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Log-mel (n, 2, bands, hops) as of longer or shorter throats (vocal tract length perturbation, Jaitly & Hinton
+    2013), by other microphones, and with a few bands and hops that say nothing (SpecAugment, Park et al. 2019)."""
+    n, _, bands, hops = mel.shape
+    level = mel[:, 0]
+    at = np.clip(np.arange(bands) * (1 + rng.uniform(-TRACT, TRACT, (n, 1))), 0, bands - 1)
+    low = np.minimum(at.astype(int), bands - 2)
+    share = np.float32(at - low)[..., None]
+    row = np.arange(n)[:, None]
+    level = level[row, low] * (1 - share) + level[row, low + 1] * share
+    tones = rng.normal(0, MICROPHONE, (n, 5))
+    heard_as = np.stack([np.interp(np.linspace(0, 4, bands), np.arange(5), tone) for tone in tones])
+    level += np.float32(heard_as)[..., None]
+    mean = level.mean((1, 2))
+    for i in range(n):
+        band, hop = rng.integers(bands), rng.integers(hops)
+        level[i, band : band + rng.integers(8)] = mean[i]
+        level[i, :, hop : hop + rng.integers(8)] = mean[i]
+    return np.stack([level, mel[:, 1]], 1)
 
 
 def as_frames(images: np.ndarray) -> np.ndarray:
@@ -145,7 +173,7 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
         for i, digit in enumerate(tqdm(draw.labels.tolist(), f"draw {number + 1} of {DRAWS}", leave=False)):
             fresh = {"image": Fresh(frames[i], 1.0, True)} if "image" in specs else {}
             if "audio" in specs:
-                fresh["audio"] = Fresh(log_mel(heard[i].T, None, specs["audio"]), 1.0, True)
+                fresh["audio"] = Fresh(preprocess.log_mel(heard[i].T, None, specs["audio"]), 1.0, True)
             for name, mask in masks.items():
                 inputs = ModelInputs(fresh, mask, np.zeros(len(specs), np.float32), 1.0, True)
                 right[name].append(int(model.step(inputs).values["values"].argmax()) == digit)
