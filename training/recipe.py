@@ -70,6 +70,8 @@ def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
     for override in overrides:
         key, _, value = override.partition("=")
         _set(raw, key.split("."), yaml.safe_load(value), key)
+    if raw["train"]["mixed_precision"] is False:  # what YAML makes of no
+        raw["train"]["mixed_precision"] = "no"
     fields = dict(raw)
     fields["streams"] = tuple(_make(StreamSpec, s, f"{path}: streams") for s in raw["streams"])
     fields["train"] = _make(TrainConfig, raw["train"], f"{path}: train")

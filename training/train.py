@@ -62,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that make episodes")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (more cost more CPU time than they save)")
     args = parser.parse_intermixed_args(argv)
+    args.overrides += [word for word in args.modalities if "=" in word]  # argparse gives a list all that follows it
+    args.modalities = [word for word in args.modalities if "=" not in word]
     path = RECIPES / f"{args.recipe}.yaml" if not args.recipe.endswith(".yaml") else Path(args.recipe)
     try:
         recipe = _recipe(args, path)
@@ -97,12 +99,9 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
 def train(recipe: Recipe, out: Path, workers: int) -> Path:
     """Train by the recipe into the folder `out`; returns the final weights' file. Raises ValueError if what is there
     was made by another recipe."""
-    kept = out / "recipe.yaml"
-    if kept.exists() and yaml.safe_load(kept.read_text()) != recipe.raw:
-        raise ValueError(f"{out}: was made by another recipe ({kept}); remove it, or give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(yaml.safe_dump(recipe.raw, sort_keys=False))
-    _same_code(out)
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        _same_recipe(recipe, out)
+        _same_code(out)
     task = TASKS[recipe.task]
     student: Path | None = None
     for index in range(len(recipe.rounds)):
@@ -121,7 +120,17 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
                 PartialState().wait_for_everyone()
         student = weights
     assert student is not None, "a recipe has at least one round"
-    return Path(shutil.copyfile(student, out / "final.safetensors"))
+    with PartialState().main_process_first():
+        return Path(shutil.copyfile(student, out / "final.safetensors"))
+
+
+def _same_recipe(recipe: Recipe, out: Path) -> None:
+    """Keep it as `out/recipe.yaml`; raises ValueError if another one is there."""
+    kept = out / "recipe.yaml"
+    if kept.exists() and yaml.safe_load(kept.read_text()) != recipe.raw:
+        raise ValueError(f"{out}: was made by another recipe ({kept}); remove it, or give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(yaml.safe_dump(recipe.raw, sort_keys=False))
 
 
 def _same_code(out: Path) -> None:
@@ -255,7 +264,8 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
             _save(accelerator, saved, index)
             if done:
                 break
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not end_training: that parts the processes, and rounds may follow
+        tracker.finish()
 
 
 def _groups(model: MultiModalFusionNetwork, config: TrainConfig) -> list[dict[str, Any]]:
@@ -275,17 +285,20 @@ def _save(accelerator: Accelerator, folder: Path, index: int) -> None:
     """Whole or not at all."""
     part, old = folder.with_suffix(".part"), folder.with_suffix(".old")
     accelerator.save_state(str(part))
-    (part / "round.json").write_text(json.dumps({"round": index}))
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (part / "round.json").write_text(json.dumps({"round": index}))
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
 
 
 def _schedule(step: int, config: TrainConfig, steps: int, part: str) -> float:
     """Linear up, cosine down to a twentieth; 0 while another part of the model learns alone."""
-    share = step / steps
+    share = step / max(1, steps)
     for until, alone in zip(config.progressive, ("encoders", "fusion")):
         if share < until:
             if part != alone:
