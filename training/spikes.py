@@ -15,6 +15,8 @@ detached, surrogate gradient 1 / (slope |v - threshold| + 1)^2), but
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -143,7 +145,13 @@ def mean_spikes_grad(grad: Tensor, currents: Tensor, beta: float, threshold: flo
 
 @cache
 def _fused(scan: Callable[..., Tensor], compiled: bool) -> Callable[..., Tensor]:
-    return torch.compile(scan, dynamic=False) if compiled else scan
+    return torch.compile(scan, dynamic=False) if compiled and _can_compile() else scan
+
+
+@cache
+def _can_compile() -> bool:
+    """Whether there is what torch.compile needs on a CPU."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
 
 
 def _chunks(x: Tensor) -> list[slice]:
