@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from export.to_onnx import export
 from mm_edge.bundle import Bundle
 from mm_edge.pipeline import Pipeline
-from tests.test_real_data import sound, write_zip
+from tests.test_real_data import CARMEN, COMMA, comma, flaser, sound, write_zip
 from tests.test_recordings import ARM, record
 from training import evaluate
 from training.recipe import read_recipe
@@ -156,3 +156,30 @@ def test_every_recipe_can_be_read():
     for path in RECIPES.glob("*.yaml"):
         if path.stem != "robot":  # what is not in it is measured
             assert read_recipe(path).task == path.stem
+
+
+def scored(task: str, folder: Path, out: Path, capsys, *options: str) -> dict:
+    """Two steps of training on a folder, the bundle, and what evaluate says of it."""
+    assert main([task, "--data", str(folder), "--out", str(out / "run"), "rounds=[{steps: 2}]", *options]) == 0
+    export(out / "run" / "final.safetensors", out / "bundle", {})
+    capsys.readouterr()
+    assert evaluate.main([task, "--data", str(folder), "--bundle", str(out / "bundle"), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_velocity_of_logs_of_any_name(tmp_path, capsys):
+    """A robot goes straight on, faster and faster; the last known velocity is nearly right."""
+    lines = [flaser(10 + i / 6, i * i / 500, 0, 0.0, ranges=[5 - i * i / 500] * 180) for i in range(40)]
+    write_zip(tmp_path / CARMEN, {f"{name}.log": "\n".join(lines).encode() for name in ("attic", "cellar")})
+    scores = scored("lidar_velocity", tmp_path, tmp_path, capsys, "train.lanes=2", "data.held_out=[cellar]")
+    assert scores["logs"].keys() == {"attic", "cellar"}
+    assert scores["logs"]["attic"]["r2_previous"][0] > 0.9 > scores["logs"]["attic"]["r2"][0]
+    assert scores["logs"]["attic"]["windows"] > 20
+
+
+def test_a_minute_of_any_car(tmp_path, capsys):
+    write_zip(tmp_path / COMMA, comma(seconds=8, speed=lambda t: 10 + np.sin(t)))
+    scores = scored("imu_can", tmp_path, tmp_path, capsys, "train.lanes=2", "data.learned=0.5")
+    whole, rest = (scores["segments"]["car/7"][part] for part in ("whole", "not_learned"))
+    assert whole["windows"] > rest["windows"] > 5
+    assert whole["r2_present"][0] < 0.9  # what will be is not what is

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -147,15 +148,17 @@ def _same_code(out: Path) -> None:
 
 @contextmanager
 def _cpu_minutes(out: Path, stage: str) -> Iterator[None]:
-    """Add what is spent within, by this process and those it waited for, to the stage's entry in cpu_minutes.json."""
+    """Add what is spent within, by this process (the first, of several) and those it waited for, to the stage's entry
+    in cpu_minutes.json."""
     before = sum(os.times()[:4])
     try:
         yield
     finally:
         file = out / "cpu_minutes.json"
-        spent = json.loads(file.read_text()) if file.exists() else {}
-        spent[stage] = round(spent.get(stage, 0.0) + (sum(os.times()[:4]) - before) / 60, 2)
-        file.write_text(json.dumps(spent, indent=2))
+        if PartialState().is_main_process:
+            spent = json.loads(file.read_text()) if file.exists() else {}
+            spent[stage] = round(spent.get(stage, 0.0) + (sum(os.times()[:4]) - before) / 60, 2)
+            file.write_text(json.dumps(spent, indent=2))
 
 
 class Supply(Protocol):
@@ -219,6 +222,7 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
     config, steps = recipe.train, recipe.rounds[index].steps
     if config.epochs:
         steps = config.epochs * supply.steps_an_epoch // config.accumulate
+    AcceleratorState._reset_state()  # a training before, in this process, may have had another precision
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision=config.mixed_precision, step_scheduler_with_optimizer=False,
         log_with="tensorboard", project_config=ProjectConfiguration(str(out)),
