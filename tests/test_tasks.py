@@ -152,6 +152,12 @@ def test_recordings_with_errors_are_learned_from_only_if_told_to(tmp_path, capsy
     assert main([*arguments, "--go-on"]) == 0
 
 
+def test_a_recipe_that_is_not_there_and_data_that_are_not_named(capsys):
+    assert main(["digts"]) == main(["digits"]) == 2
+    said = capsys.readouterr().err
+    assert "no such recipe; did you mean 'digits'?" in said and "digits: where are the data? --data FOLDER" in said
+
+
 def test_every_recipe_can_be_read():
     for path in RECIPES.glob("*.yaml"):
         if path.stem != "robot":  # what is not in it is measured

@@ -66,7 +66,7 @@ class Result:
 def main(argv: list[str] | None = None) -> int:
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = whole.add_subparsers(dest="task", required=True, metavar="TASK")
-    for name in sorted(TASKS.keys() - {"drive"}):
+    for name in sorted(name for name, task in TASKS.items() if hasattr(task, "evaluate")):
         task = tasks.add_parser(name, help=f"see training/{name}.py")
         task.add_argument("--data", type=Path, required=True, help="folder of the data")
         task.add_argument("--bundle", type=Path, default=SHIPPED.parent / name)

@@ -90,7 +90,7 @@ def _known(node: Any, key: str, whole: str) -> Any:
         return int(key)
     known = {*node, *(f.name for f in dataclasses.fields(TrainConfig))} if whole.startswith("train.") else node
     if key not in known:
-        raise ValueError(f"{whole}: no key {key!r}{_hint(key, known)}")
+        raise ValueError(f"{whole}: no key {key!r}{hint(key, known)}")
     return key
 
 
@@ -98,13 +98,14 @@ def _make(cls: Any, fields: dict[str, Any], where: str) -> Any:
     known = [f.name for f in dataclasses.fields(cls)]
     for key in fields:
         if key not in known:
-            raise ValueError(f"{where}: no key {key!r}{_hint(key, known)}")
+            raise ValueError(f"{where}: no key {key!r}{hint(key, known)}")
     try:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _hint(key: str, known: Any) -> str:
+def hint(key: str, known: Any) -> str:
+    """What may have been meant, to end a sentence with."""
     close = difflib.get_close_matches(key, list(known), 1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(map(str, known))}"

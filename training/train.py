@@ -39,7 +39,7 @@ from training import digits, drive, imu_can, lidar_velocity, robot
 from training.batches import Batch
 from training.fusion import FusionStrategy
 from training.models import ModelState, MultiModalFusionNetwork
-from training.recipe import Recipe, TrainConfig, make_recipe
+from training.recipe import Recipe, TrainConfig, hint, make_recipe
 from training.supervised import contrastive
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -84,8 +84,12 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
         path = RECIPES / "robot.yaml"
         raw = robot.raw_recipe(path, args.data, args.label, args.go_on)
     else:
+        if not path.exists():
+            raise ValueError(f"{path}: no such recipe{hint(path.stem, [p.stem for p in RECIPES.glob('*.yaml')])}")
         raw = yaml.safe_load(path.read_text())
         flags["data.folder"] = args.data and str(args.data)
+        if not args.data and raw.get("data", {}).get("folder") == "":
+            raise ValueError(f"{args.recipe}: where are the data? --data FOLDER")
     if args.modalities:
         chosen = [s for s in raw["streams"] if {s["name"], s["kind"]} & set(args.modalities)]
         known = {name for s in raw["streams"] for name in (s["name"], s["kind"])}
