@@ -52,7 +52,7 @@ class EncoderPart(nn.Module):
     def forward(self, x: Tensor, dt: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         state = self.encoder.zero_state(1)._replace(**dict(zip(self.carried, rest)))
         sample, clip = self.encoder.receive(x, state.clip)
-        features, scores, _ = self.encoder.features(sample, rest[-1])
+        features, scores, _ = self.encoder.features(sample, rest[-1] if self.encoder.asks else None)
         looked = () if scores is None else (scores[:, :-1].softmax(-1).view(1, *self.encoder.net.grid),)
         h, _, state = self.encoder.step(features, state._replace(clip=clip), dt)
         after = [getattr(state, name) for name in self.carried]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from mm_edge.pipeline import Pipeline
 from tests.test_real_data import CARMEN, COMMA, comma, flaser, sound, write_zip
 from tests.test_recordings import ARM, record
 from training import evaluate
+from training.digits import Digits, build_model
 from training.recipe import read_recipe
 from training.supervised import contrastive
 from training.train import RECIPES, main, train
@@ -91,13 +93,46 @@ def test_a_part_that_is_not_to_learn_does_not(digits, tmp_path, option, still):
     assert changed and not any(name.startswith(still) for name in changed)
 
 
-def test_two_half_batches_make_one_step(digits, tmp_path):
-    once = trained(tmp_path / "a", digits, "rounds=[{steps: 2}]", "train.accumulate=2")
-    assert not torch.equal(
-        once["head.0.weight"], trained(tmp_path / "b", digits, "rounds=[{steps: 2}]")["head.0.weight"]
-    )
-    with np.load(digits / "mnist.npz") as file:
-        assert len(file["x_train"]) == 40
+class Repeated:
+    """The same batch again and again, whole, or one half after the other."""
+
+    steps_an_epoch = 1
+
+    def __init__(self, batch, halves: bool):
+        half = len(batch.start) // 2
+        self.batches = [batch.lanes(0, half), batch.lanes(half, 2 * half)] if halves else [batch]
+        self.given = 0
+
+    def next(self):
+        self.given += 1
+        return self.batches[(self.given - 1) % len(self.batches)]
+
+    def state_dict(self):
+        return {}
+
+
+def test_two_half_batches_make_one_step(digits, tmp_path, monkeypatch):
+    folder = f"data.folder={digits}"
+    options = ["train.mixed_precision=no", "rounds=[{steps: 2}]", "model.modality.dropout=0.0", folder]
+    options += ["model.modality.audio={preprocessing: conv1d}", "train.save_every_steps=9"]  # no batch normalisation
+    weights = {}
+    for halves, lanes, accumulate in ((False, 8, 1), (True, 4, 2)):
+        sizes = [f"train.lanes={lanes}", f"train.accumulate={accumulate}"]
+        recipe = read_recipe(RECIPES / "digits.yaml", [*options, *sizes])
+        recipe = replace(recipe, streams=recipe.streams[1:])  # the sound
+        batch = Digits(replace(recipe, train=replace(recipe.train, lanes=8))).next()
+        monkeypatch.setattr("training.digits.supply", lambda *_, b=batch, h=halves: Repeated(b, h))
+        weights[halves] = load_file(train(recipe, tmp_path / str(halves), workers=1))
+    before = build_model(recipe).state_dict()
+    assert not torch.equal(weights[True]["head.0.weight"], before["head.0.weight"])
+    for name, value in weights[False].items():
+        torch.testing.assert_close(weights[True][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_weight_of_a_term_that_the_task_does_not_have_is_refused(digits, tmp_path, capsys):
+    arguments = ["digits", "--data", str(digits), "--out", str(tmp_path), "train.weights={lone: 1.0}"]
+    assert main(arguments) == 2
+    assert "train.weights: expected some of ['alone'], got ['lone']" in capsys.readouterr().err
 
 
 def test_a_loss_that_gets_no_better_ends_the_training(digits, tmp_path, capsys):

@@ -36,6 +36,7 @@ from training.supervised import rate_loss, words
 __all__ = ["build_model", "evaluate", "loss", "rehearsal", "supply", "words"]
 
 MODALITIES = ("image", "audio")
+TERMS = {"alone": 0.3}  # what each sense says by itself, beside what both say
 DRAWS = 3  # of noise, and of who says what
 SPEED, SNR_DB, TRACT, MICROPHONE = (0.6, 1.6), (-4.0, 4.0), 0.25, 0.7  # how different voices are to learn from
 LEVEL = 3000.0  # of a voice as a microphone with automatic gain gives it, of int16
@@ -65,7 +66,7 @@ def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: Mode
     alone = sum(F.cross_entropy(model.aux[name](out.tokens[name][:, 0]), digit) for name in model.names)
     rates, spread = rate_loss(batch, out)
     right = (said.argmax(-1) == digit).float().mean()
-    weight = {"alone": 0.3, **recipe.train.weights}["alone"]
+    weight = {**TERMS, **recipe.train.weights}["alone"]
     return wrong + weight * alone + spread, {"wrong": wrong, "right": right, **rates}
 
 

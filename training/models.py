@@ -465,14 +465,18 @@ def sound(sample_rate_hz: int, seconds: float, channels: int = 1, bands: int = 4
     return ModalityConfig(ModalityType.AUDIO, (channels + 1, bands, hops), sample_rate_hz=sample_rate_hz, **sizes)
 
 
-def captioning(vocabulary: int, image_size: tuple[int, int, int] = (3, 224, 224), **sizes: Any) -> Any:
+def captioning(
+    vocabulary: int, image_size: tuple[int, int, int] = (3, 224, 224), **sizes: Any
+) -> MultiModalFusionNetwork:
     """What comes next in a caption: picture and words so far in, logits of the vocabulary (and of the end, 0) out."""
     text = ModalityConfig(ModalityType.TEXT, 32, vocabulary=vocabulary, max_age_s=0)
     modalities = {"image": ModalityConfig(ModalityType.VISION, image_size), "text": text}
     return MultiModalFusionNetwork(modalities, FusionStrategy.HYBRID, output_dim=vocabulary + 1, **sizes)
 
 
-def video(num_classes: int, clip: tuple[int, int, int, int] = (16, 3, 112, 112), **sizes: Any) -> Any:
+def video(
+    num_classes: int, clip: tuple[int, int, int, int] = (16, 3, 112, 112), **sizes: Any
+) -> MultiModalFusionNetwork:
     """Clips with sound in, logits of classes out."""
     modalities = {"video": ModalityConfig(ModalityType.VIDEO, clip), "audio": sound(16_000, 1.0)}
     return MultiModalFusionNetwork(modalities, FusionStrategy.HIERARCHICAL, output_dim=num_classes, **sizes)
@@ -495,7 +499,9 @@ PRESETS: dict[str, Callable[..., MultiModalFusionNetwork]] = {
 }
 
 
-def modalities_of(streams: Sequence[StreamSpec], words: int, tick_period_s: float, **sizes: Any) -> dict[str, Any]:
+def modalities_of(
+    streams: Sequence[StreamSpec], words: int, tick_period_s: float, **sizes: Any
+) -> dict[str, ModalityConfig]:
     """Configs of a robot's streams. A text steers the cameras; `sizes` are further fields of all of them."""
     asked = any(spec.kind == "text" for spec in streams)
     configs = {spec.name: ModalityConfig.of(spec, tick_period_s, words, **sizes) for spec in streams}

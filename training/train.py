@@ -108,6 +108,9 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
         _same_recipe(recipe, out)
         _same_code(out)
     task = TASKS[recipe.task]
+    terms = getattr(task, "TERMS", ())  # of its loss, that have a weight
+    if unknown := recipe.train.weights.keys() - set(terms):
+        raise ValueError(f"train.weights: expected some of {sorted(terms)}, got {sorted(unknown)}")
     student: Path | None = None
     for index in range(len(recipe.rounds)):
         weights = out / f"round{index}.safetensors"
