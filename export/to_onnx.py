@@ -341,7 +341,7 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
     return export_model(
         model, recipe.streams, out, {"action": recipe.action} if recipe.action else {"values": recipe.values},
         task=recipe.task, tick=recipe.tick, max_gap_ms=recipe.max_gap_ms, words=task.words(recipe),
-        ticks=task.rehearsal(recipe, PARITY_TICKS),
+        ticks=task.rehearsal(recipe, PARITY_TICKS) if hasattr(task, "rehearsal") else None,
         training={
             "recipe": recipe.task, "seed": recipe.seed, "commit": commit, "ticks": recipe.train.ticks,
             "data": {key: value for key, value in recipe.data.items() if key != "folder"},

@@ -33,7 +33,7 @@ from training.real_data import DigitClip, read_digits
 from training.recipe import Recipe
 from training.supervised import rate_loss, words
 
-__all__ = ["build_model", "evaluate", "loss", "rehearsal", "supply", "words"]
+__all__ = ["build_model", "evaluate", "loss", "supply", "words"]
 
 MODALITIES = ("image", "audio")
 TERMS = {"alone": 0.3}  # what each sense says by itself, beside what both say
@@ -48,11 +48,6 @@ def build_model(recipe: Recipe) -> MultiModalFusionNetwork:
     for name, encoder in model.encoders.items():
         model.aux[name] = nn.Linear(encoder.units, model.output_dim)
     return model
-
-
-def rehearsal(recipe: Recipe, ticks: int) -> None:
-    """Digits have no drives: noise will do."""
-    return None
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Digits:

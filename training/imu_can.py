@@ -24,15 +24,10 @@ from training.supervised import build_model, words
 from training.tables import Tables, build_tables
 from training.windows import Windows, loss, predict, r2, window_ends
 
-__all__ = ["build_model", "evaluate", "loss", "rehearsal", "supply", "words"]
+__all__ = ["build_model", "evaluate", "loss", "supply", "words"]
 
 HORIZON_S = 1.0
 EVERY_S = 0.1  # a window to be scored
-
-
-def rehearsal(recipe: Recipe, ticks: int) -> None:
-    """Noise will do."""
-    return None
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Windows:

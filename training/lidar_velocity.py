@@ -22,12 +22,7 @@ from training.supervised import build_model, words
 from training.tables import Steps, Tables, build_tables
 from training.windows import Windows, loss, predict, r2, window_ends
 
-__all__ = ["build_model", "evaluate", "loss", "rehearsal", "supply", "words"]
-
-
-def rehearsal(recipe: Recipe, ticks: int) -> None:
-    """Noise will do."""
-    return None
+__all__ = ["build_model", "evaluate", "loss", "supply", "words"]
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Windows:

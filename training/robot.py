@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mm_edge.engine.part import ModelInputs
 from mm_edge.manifest import Tick
 from mm_edge.preprocess import Vocabulary
 from training.batches import Batch, Lanes
@@ -68,11 +67,6 @@ def _plain(value: Any) -> Any:
 
 def words(recipe: Recipe) -> list[str]:
     return list(recipe.data["words"])
-
-
-def rehearsal(recipe: Recipe, ticks: int) -> list[ModelInputs] | None:
-    """Noise will do."""
-    return None
 
 
 def build_model(recipe: Recipe) -> RobotMultiSensorModel:
