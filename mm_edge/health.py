@@ -11,7 +11,9 @@ from mm_edge.errors import SampleError
 from mm_edge.types import NS, Output, StreamSpec
 
 RATE_WITHIN = 2.0  # factor between the rate of the last RECENT samples and the one the model was made for
-MANY, MANY_WITHIN = 100, 1.25  # the same over many samples, by which a steady loss is told from a few
+# How much likelier it is that three tenths are lost than that one is: log(0.3 / 0.1) by a sample that did not come,
+# log(0.7 / 0.9) by one that came.
+LOST, CAME, CERTAIN = 1.10, -0.25, 5.0
 RATE_OVER = 10  # sample periods, for the rate that is reported
 
 
@@ -63,6 +65,23 @@ def absence(spec: StreamSpec, view: View) -> str | None:
     return f"{name} dead: silent for {silent_s:.2f} s"
 
 
+class Shortfall(NamedTuple):
+    """Evidence that fewer come than are due: a cumulative sum (CUSUM, Page 1954) since there last was none. It tells a
+    steady loss from a few as early as that can be done."""
+
+    evidence: float = 0.0
+    came: float = 0.0
+    due: float = 0.0
+    certain: bool = False  # until nothing is left of the evidence
+
+    def after(self, came: float, due: float) -> Shortfall:
+        evidence = self.evidence + LOST * (due - came) + CAME * came
+        if evidence <= 0:
+            return Shortfall()
+        certain = self.certain or evidence >= CERTAIN
+        return Shortfall(min(evidence, CERTAIN + 1), self.came + came, self.due + due, certain)
+
+
 class StreamMonitor:
     """Watches one stream of an aligner: what was refused and why, whether its samples come when they should."""
 
@@ -75,8 +94,8 @@ class StreamMonitor:
         self._last_refusal = ""
         self._timing: tuple[str, ...] = ()  # what is wrong with its time
         self._judge_at = 0  # samples admitted
-        self._many: tuple[int, int] | None = None  # samples admitted and their newest stamp, a while ago
-        self._lossy: tuple[str, ...] = ()
+        self._counted: tuple[int, int] | None = None  # samples admitted and their newest stamp, when last judged
+        self._slow, self._fast = Shortfall(), Shortfall()
         self._since: tuple[int, int] | None = None  # time and samples admitted when the rate was last reported
         self._rate_hz: float | None = None
 
@@ -90,7 +109,7 @@ class StreamMonitor:
             if self._stream.admitted >= self._judge_at and not self.spec.latched:
                 self._timing = self._judge(view)
         elif not view.present:
-            self._timing = ()
+            self._timing, self._counted = (), None  # silence is told by its own name
         if self._refused == self._refused_told and self._stream.misplaced == self._misplaced_told:
             return self._timing
         told = list[str]()
@@ -120,11 +139,11 @@ class StreamMonitor:
 
     def _judge(self, view: View) -> tuple[str, ...]:
         """What is wrong with the stream's time, by its last samples; anew after so many that none is passed over."""
-        stream, name, found = self._stream, self.spec.name, self._lossy
+        stream, name, found = self._stream, self.spec.name, tuple[str, ...]()
         admitted, recent = stream.admitted, stream.recent
         self._judge_at = admitted + RECENT - 1
         if len(recent) < RECENT:  # it begins, or its clock was set
-            self._many, found = None, ()
+            self._counted = None
         else:
             latencies_ns = [arrival_ns - stamp_ns for stamp_ns, arrival_ns in recent]
             least_ns, most_ns = min(latencies_ns), max(latencies_ns)
@@ -147,19 +166,23 @@ class StreamMonitor:
         return found
 
     def _wrong_rate(self, admitted: int, stamp_ns: int) -> tuple[str, ...]:
-        """A rate that is far off shows within few samples; one that is off by a steady loss takes many."""
+        """A rate that is far off shows within few samples; one that is off by a steady loss takes more."""
         expected_hz, recent = self._stream.rate_hz, self._stream.recent
         rate_hz = (RECENT - 1) * NS / (recent[-1][0] - recent[0][0])
         if not expected_hz / RATE_WITHIN <= rate_hz <= expected_hz * RATE_WITHIN:
-            self._many, self._lossy = None, ()
+            self._counted = None
             return (self._off(rate_hz),)
-        if self._many is None or not 0 <= admitted - self._many[0] < 2 * MANY:
-            self._many, self._lossy = (admitted, stamp_ns), ()
-        elif (n := admitted - self._many[0]) >= MANY:
-            rate_hz = n * NS / (stamp_ns - self._many[1])
-            within = expected_hz / MANY_WITHIN <= rate_hz <= expected_hz * MANY_WITHIN
-            self._many, self._lossy = (admitted, stamp_ns), () if within else (self._off(rate_hz),)
-        return self._lossy
+        if self._counted is None:
+            self._slow, self._fast = Shortfall(), Shortfall()
+        else:
+            came, due = admitted - self._counted[0], (stamp_ns - self._counted[1]) * expected_hz / NS
+            self._slow, self._fast = self._slow.after(came, due), self._fast.after(due, came)
+        self._counted = admitted, stamp_ns
+        if self._slow.certain:
+            return (self._off(expected_hz * self._slow.came / self._slow.due),)
+        if self._fast.certain:
+            return (self._off(expected_hz * self._fast.due / self._fast.came),)
+        return ()
 
     def _off(self, rate_hz: float) -> str:
         expected_hz = self._stream.rate_hz

@@ -9,7 +9,7 @@ import pytest
 
 from mm_edge.align import NS, UNSEEN, Aligner
 from mm_edge.errors import SampleError
-from mm_edge.health import StreamMonitor, absence
+from mm_edge.health import Shortfall, StreamMonitor, absence
 from mm_edge.types import Sample, StreamSpec
 
 MS = 1_000_000
@@ -85,11 +85,34 @@ def test_a_rate_that_is_far_off_is_told_within_ten_samples():
     assert camera.samples(10)[-1] == []
 
 
-def test_a_steady_loss_is_told_after_some_hundred_samples_and_a_few_losses_never():
+def test_a_steady_loss_is_told_within_some_thirty_samples_and_a_few_losses_never():
     camera = Watched()
     assert not any(camera.sample(period_ms=100 if i % 10 == 0 else 50) for i in range(300))
-    said = [camera.sample(period_ms=100 if i % 2 == 0 else 50) for i in range(200)]
-    assert said[-1] == ["camera too slow: 13.3 Hz, expected 20 Hz"]
+    said = [camera.sample(period_ms=100 if i % 2 == 0 else 50) for i in range(30)]
+    assert said[9] == [] and said[-1] == ["camera too slow: 13.5 Hz, expected 20 Hz"]
+    assert camera.samples(40)[-1] == []
+
+
+def test_too_many_samples_are_told_though_their_rate_is_off_by_less_than_a_factor_of_two():
+    camera = Watched()
+    camera.samples(20)
+    assert camera.samples(40, period_ms=35)[-1] == ["camera too fast: 28.6 Hz, expected 20 Hz"]
+
+
+def test_samples_lost_at_random_by_two_in_a_hundred_are_no_alarm_in_a_day_and_three_in_ten_are_told_soon():
+    random, told = np.random.default_rng(0), 0
+    evidence = Shortfall()
+    for lost in random.random(24 * 3600 * 15) < 0.02:
+        evidence = evidence.after(0 if lost else 1, 1)
+        told += evidence.certain
+    assert told == 0
+    samples = []
+    for _ in range(1000):
+        evidence, n = Shortfall(), 0
+        while not evidence.certain:
+            evidence, n = evidence.after(0 if random.random() < 0.3 else 1, 1), n + 1
+        samples.append(n)
+    assert np.median(samples) <= 40
 
 
 def test_the_same_data_with_new_stamps_are_a_frozen_sensor_which_is_absent_until_they_change():
