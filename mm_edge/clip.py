@@ -16,6 +16,7 @@ from mm_edge.errors import EdgeError, MissingDependency
 
 FPS = 15.0
 CODECS = (("mp4v", "clip.mp4"), ("MJPG", "clip.avi"))  # a cv2 without ffmpeg still has the second
+FILES = (*(name for _, name in CODECS), "strip.png")
 COLUMNS = 5
 SETTLED_FRAMES = 6
 THUMB = 320  # pixels wide

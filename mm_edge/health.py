@@ -105,6 +105,8 @@ class StreamMonitor:
 
     def look(self, view: View) -> tuple[str, ...]:
         """What is wrong with the stream besides its absence, at this tick; refusals since the last."""
+        if view.reset:
+            self._counted = None
         if view.fresh:
             if self._stream.admitted >= self._judge_at and not self.spec.latched:
                 self._timing = self._judge(view)

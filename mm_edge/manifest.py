@@ -218,6 +218,10 @@ def _wrong_stream(spec: StreamSpec) -> str | None:
         return "one mean, or one for each value"
     if spec.kind == "imu" and round(spec.window_ms * 1e6) < 1:  # of whole nanoseconds; for audio, see below
         return "window_ms above 0"
+    if spec.kind == "imu" and spec.frozen_ms and spec.rate_hz:
+        rows = min(spec.shape[0], int(spec.window_ms * spec.rate_hz / 1e3))
+        if spec.frozen_ms > (longest := (rows - 1) * 1e3 / spec.rate_hz):
+            return f"frozen_ms of at most {longest:.0f}, as long as the window's {rows} rows go back"
     if spec.kind in ("scan", "points") and spec.range_max_m <= 0:
         return "range_max_m above 0"
     if spec.kind == "audio":

@@ -60,7 +60,7 @@ class Watchdog:
         self._source: Hashable = None
         self._heard_ns = self._valid_ns = self._woke_ns = -self._deadline_ns
         self._looked_ns: float = math.inf  # it cannot have slept before it first looked
-        self._valid = self._stamp_ns = 0
+        self._valid = self._stamp_ns = self._ros_ns = 0
         self._sent, self._sent_ns = STOP.tolist(), -self._deadline_ns  # what the wheels were told last, and when
 
     def on_action(
@@ -118,12 +118,14 @@ class Watchdog:
 
     def _useless(self, stamp_ns: int, now_ros_ns: int) -> str | None:
         """Why an action that is no fault must not be forwarded either."""
-        again, self._stamp_ns = stamp_ns == self._stamp_ns, stamp_ns
+        went_back, self._ros_ns = now_ros_ns < self._ros_ns, now_ros_ns
+        again = stamp_ns <= self._stamp_ns and not went_back
+        self._stamp_ns = max(stamp_ns, 0 if went_back else self._stamp_ns)
         age_ms, allowed_ms = (now_ros_ns - stamp_ns) / 1e6, self._deadline_ns / 1e6
         if age_ms >= allowed_ms:
             return f"the last action was {age_ms:.0f} ms old, {allowed_ms:.0f} ms allowed"
         if again:  # whoever decides by a clock that stands still decides on what it saw long ago
-            return "two actions with the same stamp: does the ROS clock stand still?"
+            return "an action with a stamp not newer than the last: does the ROS clock stand still?"
         return None
 
     def _fault(

@@ -305,10 +305,12 @@ def test_readings_that_are_coarse_are_not_frozen_by_coincidence():
             assert view(aligner, i * 10, "imu").present == (i < 33), i
 
 
+@pytest.mark.parametrize("beams", [8, 1081])
 @pytest.mark.parametrize(("range_m", "frozen"), [(np.inf, False), (3.0, True)])
-def test_a_scan_that_meets_nothing_is_as_good_as_another(range_m, frozen):
+def test_a_scan_that_meets_nothing_is_as_good_as_another(range_m, frozen, beams):
     spec = StreamSpec("scan", "scan", (2, 8), rate_hz=10, max_age_ms=300, range_max_m=6, frozen_ms=150)
-    aligner, scan = Aligner([spec], tick_period_s=0.1), Scan(np.full(8, range_m, np.float32), -3.0, 0.75, 0.1, 6.0)
+    scan = Scan(np.full(beams, range_m, np.float32), -3.0, 6 / beams, 0.1, 6.0)
+    aligner = Aligner([spec], tick_period_s=0.1)
     for i in range(3):
         aligner.push(Sample("scan", T0 + i * 100 * MS, T0 + i * 100 * MS, scan._replace(ranges=scan.ranges.copy())))
         seen = view(aligner, i * 100, "scan")
@@ -492,3 +494,5 @@ def test_tick_with_the_anchor_or_when_it_is_late():
     assert rule.due(T0 + 10 * MS)
     rule.ticked(T0 + 10 * MS)
     assert not rule.due(T0 + 11 * MS)
+    rule.pushed(camera(9, arrival_ms=9))  # it came before that tick, but took until now to be made from its message
+    assert rule.due(T0 + 11 * MS)

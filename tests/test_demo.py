@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from toy_bundle import write_toy_bundle
 
 pytest.importorskip("mujoco", reason="the demo needs the simulator")
 
@@ -63,6 +64,10 @@ def test_a_fault_that_makes_no_sense_is_refused_before_anything_starts(tmp_path)
         demo = start(tmp_path, "--fault", fault)
         _, errors = demo.communicate(timeout=60)
         assert demo.returncode != 0 and fault in errors and "Traceback" not in errors
+    write_toy_bundle(tmp_path / "deaf")
+    demo = start(tmp_path, "--bundle", str(tmp_path / "deaf"), "--fault", "audio:die@1")
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode != 0 and "audio:die@1: expected one of the streams" in errors
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

@@ -185,6 +185,20 @@ def test_a_rate_is_not_measured_across_a_jump_of_the_clock():
     assert camera.report().rate_hz == 20
 
 
+@pytest.mark.parametrize("jump_ms", [-130, -500, 10_000])
+def test_a_jump_of_the_clock_between_ticks_of_many_samples_is_no_wrong_rate(jump_ms):
+    spec = StreamSpec("imu", "imu", (20, 7), 200, 200, window_ms=100)
+    aligner = Aligner([spec], 0.1)
+    monitor, now_ns, said = StreamMonitor(spec, aligner.streams["imu"]), 10**15, list[str]()
+    for tick in range(60):
+        now_ns += jump_ms * MS if tick == 30 else 0
+        for _ in range(20):
+            now_ns += 5 * MS
+            aligner.push(Sample("imu", now_ns, now_ns, np.full(6, now_ns % 97, np.float32)))
+        said += monitor.look(aligner.window(now_ns).views["imu"])
+    assert said == []
+
+
 def test_refusals_are_told_at_the_next_tick_and_reported_once():
     camera = Watched()
     camera.sample()

@@ -293,6 +293,25 @@ def test_a_publisher_that_offers_less_is_followed_and_reported(graph, toy):
     graph.wait(lambda: robot.acts(about=1.4), "action: the text must have arrived")
 
 
+def test_a_command_that_was_countermanded_does_not_come_back(graph, toy):
+    """A latched command, then "halt" from a publisher that keeps nothing: the first must not be given again when the
+    second publisher has left."""
+    graph.nodes.start("edge_node", {"bundle": toy})
+    robot = Robot(graph)
+    graph.wait(robot.acts, "action")
+    once = graph.node.create_publisher(String, "command_text", BEST_EFFORT)
+    graph.wait(lambda: robot.says("edge_node: text", "QoS mismatch"), "diagnostics")
+    says = graph.node.create_timer(0.2, lambda: once.publish(String(data="halt")))
+    graph.wait(lambda: robot.outputs and "command refused" in str(robot.output().reasons), "the stop")
+    says.cancel()
+    graph.node.destroy_publisher(once)
+    robot.diagnostics.clear()
+    graph.wait(lambda: len(robot.diagnostics) > 6, "diagnostics after the publisher has left")
+    robot.outputs.clear()
+    graph.wait(lambda: len(robot.outputs) > 5, "output")
+    assert not robot.acts()
+
+
 def test_disabled_it_says_so_and_moves_nothing(graph, toy):
     graph.nodes.start("edge_node", {"bundle": toy})
     robot, raw = Robot(graph), graph.subscribe(TwistStamped, "cmd_vel_raw")

@@ -60,10 +60,10 @@ def test_actions_too_far_apart_never_clear():
 
 def test_an_old_action_is_not_forwarded_and_does_not_feed_the_watchdog():
     dog = running(at_ms=200)
-    assert act(dog, 250, age_ms=149) is not None
-    assert act(dog, 300, age_ms=150) is None
-    assert dog.check(400 * MS)
-    assert act(dog, 410, age_ms=200) is None
+    assert act(dog, 345, age_ms=144) is not None
+    assert act(dog, 365, age_ms=150) is None
+    assert dog.check(495 * MS)
+    assert act(dog, 505, age_ms=200) is None
     assert dog.reason == "the last action was 200 ms old, 150 ms allowed"
 
 
@@ -153,9 +153,16 @@ def test_a_ros_clock_that_stands_still_stops_the_wheels():
     dog = running(at_ms=200)
     assert act(dog, 250).tolist() == list(GO)
     assert all(act(dog, t, ros_offset_ms=10**9 + 250 - t) is None for t in range(260, 600, 20))
-    assert dog.reason == "two actions with the same stamp: does the ROS clock stand still?"
+    assert dog.reason == "an action with a stamp not newer than the last: does the ROS clock stand still?"
     assert not dog.latched
     assert [act(dog, t) is None for t in (600, 667, 733)] == [True, True, False]
+
+
+def test_an_action_that_came_before_is_not_forwarded_again():
+    dog = running(at_ms=200)
+    assert act(dog, 250).tolist() == list(GO) and act(dog, 270).tolist() == list(GO)
+    assert act(dog, 290, age_ms=290 - 250) is None  # the one of 250 ms, once more
+    assert act(dog, 300).tolist() == list(GO)
 
 
 def test_a_ros_clock_that_jumps_back_is_followed():

@@ -21,6 +21,7 @@ import numpy as np
 
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.cli import at_least
+from mm_edge.clip import FILES, Clip
 from mm_edge.commands.ros import Nodes, Ros, RosMissing, find_ros, free_domain
 from mm_edge.errors import EdgeError, MissingDependency
 from mm_edge.faults import Faults, FaultWatch, Finding, add_fault_argument
@@ -75,10 +76,12 @@ def run(args: argparse.Namespace) -> int:
         raise MissingDependency("the simulator", "mujoco", "sim")
     from mm_edge.sim.sensors import KINDS
 
-    Faults(args.faults, KINDS)  # one that makes no sense is refused before anything starts
+    streams = {spec.name: spec.kind for spec in Bundle.read(args.bundle).streams}
+    for kinds in (KINDS, streams):  # one that makes no sense is refused before anything starts
+        Faults(args.faults, kinds)
     args.out.mkdir(parents=True, exist_ok=True)
-    for path in (*args.out.glob("clip.*"), *args.out.glob("strip.png")):  # of another demo
-        path.unlink()
+    for name in FILES:  # of another demo
+        (args.out / name).unlink(missing_ok=True)
     try:
         ros = None if args.no_ros else find_ros()
     except RosMissing as missing:
@@ -138,7 +141,6 @@ def _events(watcher: subprocess.Popen, nodes: Nodes) -> Iterator[dict[str, Any]]
 
 
 def _in_process(args: argparse.Namespace) -> Report:
-    from mm_edge.clip import Clip
     from mm_edge.pipeline import Pipeline
     from mm_edge.sim.episode import Episode
 

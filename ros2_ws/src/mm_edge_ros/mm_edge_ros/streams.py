@@ -79,7 +79,8 @@ class StreamSubscription:
         qos = [info.qos_profile for info in infos if info.topic_type == self._type_name]
         if qos:
             reliable = self._usual[0] and all(q.reliability == Reliability.RELIABLE for q in qos)
-            kept = self._usual[1] and all(q.durability == Durability.TRANSIENT_LOCAL for q in qos)
+            # Never back to what is kept: who kept an old command would give it again, after it was countermanded.
+            kept = self._offers[1] and all(q.durability == Durability.TRANSIENT_LOCAL for q in qos)
             if (reliable, kept) != self._offers:
                 self._offers = reliable, kept
                 self.destroy()
