@@ -208,7 +208,7 @@ def parity(
         begin = len(inputs.fresh) == 1 < len(model.names)  # of a drive, when hardly anything has come
         if trace or (inputs.reset and not begin):
             trace.append((inputs, out))
-    rates = {name: round(float(np.mean(values)), 3) for name, values in fired.items()}
+    rates = {name: round(float(np.mean(values)), 3) for name, values in fired.items() if values}
     report = {
         "ticks": len(ticks),
         f"max_{output}_error": worst[False],

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
-from training.cells import LIF, CfC, CfCParameters, LIFParameters, cfc_step, lif_step, spike
+from training.cells import CELLS, GRU, LIF, LTC, CfCParameters, LIFParameters, cfc_step, lif_step, spike
 
 
 def column(*values: float) -> "torch.Tensor":
@@ -46,37 +46,65 @@ def test_cfc_by_hand():
     assert h.item() == pytest.approx(math.tanh(0.5) * (1 - s) + math.tanh(-1.0) * s)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 4])  # 4 = units: where a dt of the wrong shape would go unnoticed
-def test_every_member_of_a_batch_has_its_own_dt(batch):
+def test_ltc_by_hand():
+    """tau dh/dt = -(1 + tau f) h + tau f A, by the paper's implicit step, a quarter of the time at once."""
+    cell = LTC(inputs=1, units=1, period_s=0.1)
+    with torch.no_grad():
+        for weight, value in (
+            (cell.w_in, 0.5), (cell.w_rec, -1.0), (cell.bias, 0.2), (cell.log_tau, math.log(2.0)), (cell.reversal, 0.8),
+        ):  # fmt: skip
+            weight.fill_(value)
+        h = cell.step(column(3.0), column(0.4), column(0.05)).item()
+    want, dt = 0.4, 0.05 / 0.1 / 4
+    for _ in range(4):
+        f = math.log(1 + math.exp(0.5 * 3.0 - 1.0 * want + 0.2))
+        want = (want + dt * f * 0.8) / (1 + dt * (1 / 2.0 + f))
+    assert h == pytest.approx(want)
+
+
+def test_gru_is_torchs():
     torch.manual_seed(0)
-    cell = CfC(inputs=2, units=4, period_s=0.1)
+    cell, x, h = GRU(3, 5, 0.1), torch.randn(2, 3), torch.randn(2, 5)
+    torch.testing.assert_close(cell.step(x, h, torch.rand(2, 1)), cell.cell(x, h))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])  # 4 = units: where a dt of the wrong shape would go unnoticed
+@pytest.mark.parametrize("kind", ["cfc", "ltc", "gru_dt"])
+def test_every_member_of_a_batch_has_its_own_dt(kind, batch):
+    torch.manual_seed(0)
+    cell = CELLS[kind](inputs=2, units=4, period_s=0.1)
     x, h, dt = torch.randn(batch, 2), torch.randn(batch, 4), torch.rand(batch, 1)
     together = cell.step(x, h, dt)
     alone = torch.cat([cell.step(x[i : i + 1], h[i : i + 1], dt[i : i + 1]) for i in range(batch)])
     torch.testing.assert_close(together, alone)
 
 
-def test_time_matters_to_both():
+@pytest.mark.parametrize(("kind", "matters"), [(k, k in ("lif", "cfc", "ltc", "gru_dt")) for k in ("lif", *CELLS)])
+def test_time_matters_to_liquid_cells_and_to_those_that_are_told(kind, matters):
+    if kind == "ncps":
+        pytest.importorskip("ncps", reason="a peer to compare with: pip install ncps")
+        matters = True
     torch.manual_seed(0)
     x = torch.randn(1, 4)
-    for cell in (LIF(4, tau_s=0.05), CfC(4, 4, period_s=0.1)):
-        short, long = (cell.step(x, torch.full((1, 4), 0.3), column(dt))[-1] for dt in (0.02, 0.2))
-        assert not torch.allclose(short, long)
+    cell = LIF(4, tau_s=0.05) if kind == "lif" else CELLS[kind](4, 4, 0.1)
+    short, long = (cell.step(x, torch.full((1, 4), 0.3), column(dt))[-1] for dt in (0.02, 0.2))
+    assert torch.allclose(short, long) != matters
 
 
-def test_a_scan_is_the_steps_one_after_another_with_padding_and_resets():
+@pytest.mark.parametrize("kind", ["lif", *(kind for kind in CELLS if kind != "ncps")])
+def test_a_scan_is_the_steps_one_after_another_with_padding_and_resets(kind):
     torch.manual_seed(0)
     x, dt = torch.randn(2, 5, 4), torch.rand(2, 5, 1)
     keep, reset = torch.ones(2, 5, 1, dtype=torch.bool), torch.zeros(2, 5, 1, dtype=torch.bool)
     keep[1, 3:], reset[0, 2] = False, True
-    for cell in (LIF(4, tau_s=0.05), CfC(4, 4, period_s=0.1)):
-        with torch.no_grad():
-            out, last = cell.scan(x, torch.zeros(2, 4), dt, keep, reset)
-            for b, steps in ((0, 5), (1, 3)):
-                state = torch.zeros(1, 4)
-                for t in range(steps):
-                    state = torch.zeros(1, 4) if reset[b, t] else state
-                    result = cell.step(x[b : b + 1, t], state, dt[b : b + 1, t])
-                    y, state = result if isinstance(result, tuple) else (result, result)
-                    torch.testing.assert_close(out[b : b + 1, t], y)
-                torch.testing.assert_close(last[b : b + 1], state)
+    cell = LIF(4, tau_s=0.05) if kind == "lif" else CELLS[kind](4, 4, 0.1)
+    with torch.no_grad():
+        out, last = cell.scan(x, torch.zeros(2, 4), dt, keep, reset)
+        for b, steps in ((0, 5), (1, 3)):
+            state = torch.zeros(1, 4)
+            for t in range(steps):
+                state = torch.zeros(1, 4) if reset[b, t] else state
+                result = cell.step(x[b : b + 1, t], state, dt[b : b + 1, t])
+                y, state = result if isinstance(result, tuple) else (result, result)
+                torch.testing.assert_close(out[b : b + 1, t], y)
+            torch.testing.assert_close(last[b : b + 1], state)

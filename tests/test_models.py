@@ -141,7 +141,7 @@ def test_wrong_dimensions_name_the_modality(inputs, words):
     [
         (ModalityConfig(ModalityType.VISION, (16, 24)), "eye: VISION: expected an input_dim of 3 numbers"),
         (ModalityConfig(ModalityType.VISION, (3, 16, 24), preprocessing="vit"), "one of .*'resnet'.* got 'vit'"),
-        (ModalityConfig(ModalityType.VISION, (3, 16, 24), backbone="gru"), "eye: backbone: .* got 'gru'"),
+        (ModalityConfig(ModalityType.VISION, (3, 16, 24), backbone="lstm"), "eye: backbone: .* got 'lstm'"),
         (ModalityConfig(ModalityType.VISION, (3, 16, 24), preprocessing="asked"), "eye: .*needs a TEXT"),
         (ModalityConfig(ModalityType.CUSTOM, 3), "eye: a custom modality's preprocessing: expected a class"),
         (ModalityConfig(ModalityType.TEXT, 3), "eye: TEXT: expected a vocabulary"),

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_edge.errors import MissingDependency
+
 MAX_PERIODS = 4.0  # dt / nominal period is clamped here: beyond it the state has been reset or has nothing left to say
 
 
@@ -106,35 +108,54 @@ class LIF(nn.Module):
         return torch.stack(out, 1), v
 
 
-class CfC(nn.Module):
-    """A closed-form continuous-time cell."""
+class Cell(nn.Module):
+    """A recurrent cell of a stream whose samples come every `period_s`, nominally."""
 
-    def __init__(self, inputs: int, units: int, period_s: float):
+    def __init__(self, units: int, period_s: float):
         super().__init__()
         self.units, self.period_s = units, period_s
+
+    def driven(self, x: Tensor, dt: Tensor) -> Tensor:
+        """What the input alone contributes; x (..., inputs), dt (..., 1) seconds: of one step, or of a whole sequence
+        in one product."""
+        raise NotImplementedError
+
+    def advance(self, driven: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+        """One step: driven (B, n), h (B, units), dt (B, 1) seconds -> h."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+        return self.advance(self.driven(x, dt), h, dt)
+
+    def scan(self, x: Tensor, h: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Over time, as `LIF.scan`."""
+        driven, out = self.driven(x, dt), []
+        for t in range(x.shape[1]):
+            after = self.advance(driven[:, t], torch.where(reset[:, t], 0.0, h), dt[:, t])
+            h = torch.where(keep[:, t], after, h)
+            out.append(h)
+        return torch.stack(out, 1), h
+
+
+class CfC(Cell):
+    """A closed-form continuous-time cell, see `cfc_step`."""
+
+    def __init__(self, inputs: int, units: int, period_s: float):
+        super().__init__(units, period_s)
         self.w_in = nn.Parameter(torch.empty(4 * units, inputs))
         self.w_rec = nn.Parameter(torch.empty(4 * units, units))
         self.bias = nn.Parameter(torch.zeros(4 * units))
         nn.init.xavier_uniform_(self.w_in)
         nn.init.orthogonal_(self.w_rec, 0.7)
 
-    def parameters_now(self) -> CfCParameters:
-        return CfCParameters(self.w_in, self.w_rec, self.bias, self.period_s)
+    def driven(self, x: Tensor, dt: Tensor) -> Tensor:
+        return F.linear(x, self.w_in, self.bias)
 
-    def step(self, x: Tensor, h: Tensor, dt: Tensor) -> Tensor:
-        return cfc_step(F.linear(x, self.w_in, self.bias), h, dt, self.parameters_now())
-
-    def scan(self, x: Tensor, h: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """Over time, as `LIF.scan`. The input's share of all gates is made in one product before the loop."""
-        gates, p, out = F.linear(x, self.w_in, self.bias), self.parameters_now(), []
-        for t in range(x.shape[1]):
-            after = cfc_step(gates[:, t], torch.where(reset[:, t], 0.0, h), dt[:, t], p)
-            h = torch.where(keep[:, t], after, h)
-            out.append(h)
-        return torch.stack(out, 1), h
+    def advance(self, driven: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+        return cfc_step(driven, h, dt, CfCParameters(self.w_in, self.w_rec, self.bias, self.period_s))
 
 
-class LTC(nn.Module):
+class LTC(Cell):
     """A liquid time-constant cell (Hasani et al., AAAI 2021): tau dh/dt = -(1 + tau f) h + tau f A, where the gate
     f = softplus(w_in x + w_rec h + bias) makes the time constant depend on the input. Solved by that paper's fused
     step, which is stable for any dt:
@@ -147,32 +168,87 @@ class LTC(nn.Module):
     SOLVER_STEPS = 4
 
     def __init__(self, inputs: int, units: int, period_s: float):
-        super().__init__()
-        self.units, self.period_s = units, period_s
+        super().__init__(units, period_s)
         self.w_in, self.w_rec = nn.Parameter(torch.empty(units, inputs)), nn.Parameter(torch.empty(units, units))
         self.bias, self.log_tau = nn.Parameter(torch.zeros(units)), nn.Parameter(torch.zeros(units))
         self.reversal = nn.Parameter(torch.empty(units).uniform_(-1, 1))
         nn.init.xavier_uniform_(self.w_in)
         nn.init.orthogonal_(self.w_rec, 0.7)
 
-    def step(self, x: Tensor, h: Tensor, dt: Tensor) -> Tensor:
-        return self._solve(F.linear(x, self.w_in, self.bias), h, dt)
+    def driven(self, x: Tensor, dt: Tensor) -> Tensor:
+        return F.linear(x, self.w_in, self.bias)
 
-    def scan(self, x: Tensor, h: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """Over time, as `LIF.scan`."""
-        driven, out = F.linear(x, self.w_in, self.bias), []
-        for t in range(x.shape[1]):
-            after = self._solve(driven[:, t], torch.where(reset[:, t], 0.0, h), dt[:, t])
-            h = torch.where(keep[:, t], after, h)
-            out.append(h)
-        return torch.stack(out, 1), h
-
-    def _solve(self, driven: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+    def advance(self, driven: Tensor, h: Tensor, dt: Tensor) -> Tensor:
         dt, rate = (dt / self.period_s).clamp(0.0, MAX_PERIODS) / self.SOLVER_STEPS, torch.exp(-self.log_tau)
         for _ in range(self.SOLVER_STEPS):
             f = F.softplus(driven + h @ self.w_rec.T)
             h = (h + dt * f * self.reversal) / (1 + dt * (rate + f))
         return h
+
+
+class GRU(Cell):
+    """A gated recurrent unit (Cho et al. 2014; as torch's `GRUCell`). It knows no time."""
+
+    def __init__(self, inputs: int, units: int, period_s: float):
+        super().__init__(units, period_s)
+        self.cell = nn.GRUCell(inputs, units)
+
+    def driven(self, x: Tensor, dt: Tensor) -> Tensor:
+        return F.linear(x, self.cell.weight_ih, self.cell.bias_ih)
+
+    def advance(self, driven: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+        reset, update, new = driven.chunk(3, -1)
+        by_reset, by_update, by_new = F.linear(h, self.cell.weight_hh, self.cell.bias_hh).chunk(3, -1)
+        update = torch.sigmoid(update + by_update)
+        return torch.lerp(torch.tanh(new + torch.sigmoid(reset + by_reset) * by_new), h, update)
+
+
+class TimedGRU(GRU):
+    """A GRU that is told dt, in nominal periods, as one more input."""
+
+    def __init__(self, inputs: int, units: int, period_s: float):
+        super().__init__(inputs + 1, units, period_s)
+
+    def driven(self, x: Tensor, dt: Tensor) -> Tensor:
+        return super().driven(torch.cat([x, (dt / self.period_s).clamp(0.0, MAX_PERIODS)], -1), dt)
+
+
+class NcpsCfC(Cell):
+    """ncps's closed-form cell as it comes, with its hidden layer of 128. Raises MissingDependency."""
+
+    def __init__(self, inputs: int, units: int, period_s: float):
+        super().__init__(units, period_s)
+        try:
+            from ncps.torch import CfCCell
+        except ImportError:
+            raise MissingDependency("the backbone ncps", "ncps", "compare") from None
+        self.cell = CfCCell(inputs, units)
+
+    def driven(self, x: Tensor, dt: Tensor) -> Tensor:
+        return x
+
+    def advance(self, driven: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+        return self.cell(driven, h, (dt / self.period_s).clamp(0.0, MAX_PERIODS))[0]
+
+
+class Memoryless(Cell):
+    """A layer, relu(w x + bias): of all that came before it knows nothing."""
+
+    def __init__(self, inputs: int, units: int, period_s: float):
+        super().__init__(units, period_s)
+        self.layer = nn.Linear(inputs, units)
+
+    def driven(self, x: Tensor, dt: Tensor) -> Tensor:
+        return F.relu(self.layer(x))
+
+    def advance(self, driven: Tensor, h: Tensor, dt: Tensor) -> Tensor:
+        return driven
+
+
+# By what a config calls them. Liquid are the first two; the others are what they are to be compared with.
+CELLS: dict[str, type[Cell]] = {
+    "cfc": CfC, "ltc": LTC, "gru": GRU, "gru_dt": TimedGRU, "ncps": NcpsCfC, "none": Memoryless
+}  # fmt: skip
 
 
 class BackboneCfC(nn.Module):

@@ -20,16 +20,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S
 from mm_edge.types import StreamSpec
 from training.batches import Batch, regular_batch, regular_steps
-from training.cells import LIF, LTC, CfC
+from training.cells import CELLS, LIF
 from training.fusion import FusionStrategy, build_fusion
 from training.nets import ModalityConfig, ModalityType, build_net, centred
 from training.spikes import SpikeEncoder
-
-LIQUID = {"cfc": CfC, "ltc": LTC}
 
 
 class EncoderState(NamedTuple):
@@ -52,8 +51,8 @@ class ModalityEncoder(nn.Module):
 
     def __init__(self, config: ModalityConfig, tick_period_s: float = 1 / 15, text_units: int = 0):
         super().__init__()
-        if config.backbone not in LIQUID:
-            raise ValueError(f"backbone: expected one of {list(LIQUID)}, got {config.backbone!r}")
+        if config.backbone not in CELLS:
+            raise ValueError(f"backbone: expected one of {list(CELLS)}, got {config.backbone!r}")
         self.config, self.shape = config, config.shape
         self.period_s = config.period_s or tick_period_s
         self.net = build_net(config, text_units)
@@ -69,13 +68,19 @@ class ModalityEncoder(nn.Module):
             units, tau_s = config.spiking_units, config.tau_s or -self.period_s / math.log(config.beta)
             self.current = nn.Sequential(nn.Linear(features, units), nn.LayerNorm(units))
             nn.init.constant_(self.current[1].bias, 0.4)
-            self.lif = LIF(units, tau_s, plain=config.tau_s is None)
-        self.liquid = LIQUID[config.backbone](config.spiking_units, config.liquid_units, self.period_s)
+            if config.num_spike_steps:
+                self.lif = LIF(units, tau_s, plain=config.tau_s is None)
+        self.liquid = CELLS[config.backbone](config.spiking_units, config.liquid_units, self.period_s)
 
     @property
     def units(self) -> int:
         """Of its token."""
         return self.liquid.units
+
+    @property
+    def fires(self) -> bool:
+        """Whether it has spikes."""
+        return self.config.num_spike_steps > 0
 
     @property
     def asks(self) -> bool:
@@ -85,7 +90,7 @@ class ModalityEncoder(nn.Module):
     def zero_state(self, batch: int) -> EncoderState:
         neurons = self.lif.units if hasattr(self, "lif") else 0
         frames = math.prod(self.shape) // self.shape[0] * (self.shape[0] - 1) if self.of_frames else 0
-        zeros = self.liquid.bias.new_zeros
+        zeros = next(self.liquid.parameters()).new_zeros
         return EncoderState(zeros(batch, neurons), zeros(batch, self.units), zeros(batch, frames))
 
     @property
@@ -112,7 +117,7 @@ class ModalityEncoder(nn.Module):
         if hasattr(self, "lif"):
             spikes, v = self.lif.step(self.current(features), state.v, dt)
         else:
-            spikes, v = self.spikes(features), state.v
+            spikes, v = self.spikes(features) if self.fires else F.relu(self.current(features)), state.v
         h = self.liquid.step(spikes, state.h, dt)
         return h, spikes, EncoderState(v, h, state.clip)
 
@@ -123,8 +128,10 @@ class ModalityEncoder(nn.Module):
         with torch.autocast(features.device.type, enabled=False):  # half precision in the current flips spikes
             if hasattr(self, "lif"):
                 spikes, v = self.lif.scan(self.current(features), state.v, dt, keep, reset)
-            else:
+            elif self.fires:
                 spikes, v = self.spikes(features.flatten(0, 1)).view(*features.shape[:2], -1), state.v
+            else:
+                spikes, v = F.relu(self.current(features)), state.v
             tokens, h = self.liquid.scan(spikes, state.h, dt, keep, reset)
         return tokens, spikes, EncoderState(v, h, state.clip)
 
@@ -159,7 +166,7 @@ class ModelResult(NamedTuple):
     raw: Tensor  # (B, T, ...), what the head said, see `act`
     tokens: dict[str, Tensor]  # (B, T, units), as held at each tick
     by_step: dict[str, Tensor]  # (B, S, units), after each of the modality's own steps
-    spikes: dict[str, Tensor]  # (B, S, spiking_units)
+    spikes: dict[str, Tensor]  # (B, S, spiking_units), of the modalities that have any
     scores: dict[str, Tensor]  # of an "asked" net (N, cells + 1), head 0, of each of the batch's frames
     grids: dict[str, Tensor]  # (N, dim, rows, cols), what was seen whatever the command
     gates: Tensor  # (B, T, M)
@@ -183,6 +190,7 @@ class MultiModalFusionNetwork(nn.Module):
         fusion_dim: of a token in the fusion. num_attention_heads: fusion_dim is a multiple of it.
         output_dim: of what comes out: logits of classes, a prediction, an action.
         fusion_units: of the liquid cell behind the fusion (fusion_dim).
+        core: which cell that is, as the backbone of a config.
         tick_period_s: nominal time between ticks.
 
     Raises ValueError, which names the modality, for configs that make no sense.
@@ -197,9 +205,12 @@ class MultiModalFusionNetwork(nn.Module):
         output_dim: int = 10,
         *,
         fusion_units: int | None = None,
+        core: str = "cfc",
         tick_period_s: float = 1 / 15,
     ):
         super().__init__()
+        if core not in CELLS:
+            raise ValueError(f"core: expected one of {list(CELLS)}, got {core!r}")
         self.names, self.configs = tuple(modality_configs), dict(modality_configs)
         if not self.names:
             raise ValueError("modality_configs: expected at least one modality")
@@ -221,7 +232,7 @@ class MultiModalFusionNetwork(nn.Module):
         self.fusion = build_fusion(
             self.strategy, types, units, max_age_s, fusion_dim, num_attention_heads, fusion_units
         )
-        self.core = CfC(self.fusion.features, fusion_units, tick_period_s)
+        self.core = CELLS[core](self.fusion.features, fusion_units, tick_period_s)
         self.head = self._head(fusion_units, output_dim)
         self.aux = nn.ModuleDict()  # heads that only training has
 
@@ -237,7 +248,7 @@ class MultiModalFusionNetwork(nn.Module):
         return ModelState(
             encoders=encoders,
             held={name: torch.zeros_like(state.h) for name, state in encoders.items()},
-            h=self.core.bias.new_zeros(batch, self.core.units),
+            h=next(self.core.parameters()).new_zeros(batch, self.core.units),
         )
 
     def forward(
@@ -351,9 +362,9 @@ class MultiModalFusionNetwork(nn.Module):
             padded = steps.dt.new_zeros(*steps.dt.shape[:2], features.shape[-1]).index_put(
                 (lane, slot), features.float()
             )
-            after, all_spikes[name], encoders[name] = encoder.scan(
-                padded, encoders[name], steps.dt, steps.keep, steps.reset
-            )
+            after, spikes, encoders[name] = encoder.scan(padded, encoders[name], steps.dt, steps.keep, steps.reset)
+            if encoder.fires:
+                all_spikes[name] = spikes
             ever = torch.cat([held[name][:, None], after], 1)  # (B, 1 + S, units): before the chunk, after each step
             tokens[name] = ever.gather(1, steps.at[..., None].expand(-1, -1, ever.shape[-1]))
             held[name] = tokens[name][:, -1]

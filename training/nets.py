@@ -46,10 +46,12 @@ class ModalityConfig:
             (tokens,); sensor (n,); scan (2, beams); imu (rows, 7); points (n, 4); custom any. An int is (n,).
         encoder_dim: features that the preprocessing net's are projected to; None: they are taken as they are.
         num_spike_steps: 1: one step of a leaky membrane that is carried from sample to sample, in real time; more: two
-            layers of neurons over that many steps of each sample from rest, whose rates go on (training/spikes.py).
+            layers of neurons over that many steps of each sample from rest, whose rates go on (training/spikes.py);
+            0: no spikes, a rectified layer instead.
         beta: what is left of the membrane after a nominal period (or after a spike step), to which each sample's
             current is added; tau_s, if given: the membrane's time constant, and it leaks toward the current.
-        backbone: the liquid cell: "cfc" or "ltc".
+        backbone: the liquid cell: "cfc" or "ltc"; or what it is compared with: "gru", "gru_dt" (which is told the time
+            between samples), "ncps" (that package's CfC) or "none" (no memory).
         preprocessing: vision: "simple", "resnet", "efficient" or "asked" (steered by the text); video: "conv3d" or
             "frames"; sound: "conv1d" or "conv2d"; custom: what makes the net, called with this config.
         vocabulary: words of a text, padding not counted. sample_rate_hz: of sound, if waveforms are to be taken.

@@ -34,7 +34,8 @@ def step(
         sample, clip = encoder.receive(batch, before.clip)
         features, _, _ = encoder.features(sample, held.get(model.text))
         held[name], fired, encoders[name] = encoder.step(features, before._replace(clip=clip), dt)
-        spikes[name] = fired[0].numpy()
+        if encoder.fires:
+            spikes[name] = fired[0].numpy()
     mask, age = torch.from_numpy(inputs.mask)[None], torch.from_numpy(inputs.age)[None]
     fused, _, _ = model.fusion([held[name] for name in model.names], mask, age)
     h = model.core.step(fused, state.h, torch.tensor([[inputs.dt_s]], dtype=torch.float32))
