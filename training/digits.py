@@ -11,6 +11,7 @@ One of both senses is absent in a share of the samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,20 @@ from mm_edge import preprocess
 from mm_edge.bundle import Bundle
 from mm_edge.engine import load
 from mm_edge.engine.part import Fresh, ModelInputs
+from mm_edge.types import StreamSpec
 from training import supervised
 from training.batches import Batch, regular_batch, regular_steps
 from training.models import ModelResult, MultiModalFusionNetwork
 from training.nets import log_mel
-from training.protocols import DIGIT_SAMPLES, pair_digits
+from training.protocols import DIGIT_SAMPLES, DigitDraw, learned_from, pair_digits
 from training.real_data import DigitClip, read_digits
 from training.recipe import Recipe
 from training.supervised import rate_loss, words
+from training.windows import Change
 
-__all__ = ["build_model", "evaluate", "loss", "supply", "words"]
+__all__ = ["build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
+
+MEASURES = {"right": "share of digits told right"}
 
 MODALITIES = ("image", "audio")
 TERMS = {"alone": 0.3}  # what each sense says by itself, beside what both say
@@ -70,15 +75,15 @@ class Digits:
 
     def __init__(self, recipe: Recipe):
         digits = read_digits(Path(recipe.data["folder"]))
-        held_out = set(recipe.data["held_out"])
         self.images, self.labels = digits.train_images, digits.train_labels
-        clips = [clip for clip in digits.clips if clip.speaker not in held_out]
+        learned = learned_from(recipe, {clip.speaker: 0 for clip in digits.clips})
+        clips = [clip for clip in digits.clips if clip.speaker in learned]
         self._clips = {digit: [clip for clip in clips if clip.digit == digit] for digit in range(10)}
         if not all(self._clips.values()):
-            raise ValueError(f"data.held_out: {sorted(held_out)} leaves nobody to learn from")
+            raise ValueError(f"data.held_out: the speakers that are left, {learned}, do not say every digit")
         self.lanes, self.absent = recipe.train.lanes, recipe.data["absent"]
-        self._spec = next((s for s in recipe.streams if s.kind == "audio"), recipe.streams[0])
-        self._names = [spec.name for spec in recipe.streams]
+        self._specs = {spec.name: spec for spec in recipe.streams}
+        self._names = list(self._specs)
         self.steps_an_epoch = len(self.images) // self.lanes
         self._rng = np.random.default_rng(recipe.seed)
 
@@ -90,14 +95,14 @@ class Digits:
         # A voice never says a word twice in the same way, and there are few voices to learn from.
         clips = [_spoken(self._clips[digit][rng.integers(len(self._clips[digit]))], rng) for digit in by_digit.tolist()]
         draw = pair_digits(images, by_digit, clips, rng, snr_db=rng.uniform(*SNR_DB))
-        heard = log_mel(torch.from_numpy(as_heard(draw.sounds)), self._spec.shape, self._spec.sample_rate_hz)
-        heard = torch.from_numpy(_another_voice(heard.numpy(), rng))
+        x = inputs_of(draw, self._specs)
+        if "audio" in x:
+            x["audio"] = torch.from_numpy(_another_voice(x["audio"].numpy(), rng))
         mask = np.ones((n, 1, len(self._names)), np.float32)
         if len(self._names) > 1:
             gone = rng.random(n)
             mask[gone < self.absent, 0, 0] = 0
             mask[gone > 1 - self.absent, 0, 1] = 0
-        x = {"image": torch.from_numpy(as_frames(draw.images)), "audio": heard}
         dt = torch.ones(n, 1, 1)
         steps = {name: regular_steps(x[name][:, None], dt, 1, 1.0) for name in self._names}
         return regular_batch(steps, torch.from_numpy(mask), dt, {"digit": torch.from_numpy(draw.labels)[:, None]})
@@ -139,6 +144,14 @@ def _another_voice(mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([level, mel[:, 1]], 1)
 
 
+def inputs_of(draw: DigitDraw, specs: Mapping[str, StreamSpec]) -> dict[str, Tensor]:
+    """What a model of these streams gets of a draw."""
+    x = {"image": torch.from_numpy(as_frames(draw.images))} if "image" in specs else {}
+    if spec := specs.get("audio"):
+        x["audio"] = log_mel(torch.from_numpy(as_heard(draw.sounds)), spec.shape, spec.sample_rate_hz)
+    return x
+
+
 def as_frames(images: np.ndarray) -> np.ndarray:
     """float (n, 28, 28), mostly within -3.5 and 4.5 -> uint8 (n, 28, 28, 3), as a camera gives them."""
     grey = np.clip(128 + 32 * (images - 0.5), 0, 255).astype(np.uint8)
@@ -153,19 +166,20 @@ def as_heard(sounds: np.ndarray) -> np.ndarray:
 
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """Shares of digits told right: all the folder's test images, each with the clip of one of its speakers (of all, if
-    none is named), in DRAWS draws of noise; by both senses, and with either absent."""
+    none is named), in DRAWS draws of noise; by both senses, and with either absent; and by both of each speaker."""
     digits = read_digits(folder)
+    known = sorted({clip.speaker for clip in digits.clips})
+    if unknown := set(only) - set(known):
+        raise ValueError(f"{folder}: expected speakers among {known}, got {sorted(unknown)}")
     clips = [clip for clip in digits.clips if not only or clip.speaker in only]
-    if not clips:
-        known = sorted({clip.speaker for clip in digits.clips})
-        raise ValueError(f"{folder}: expected one of {known} to be named, got {only}")
     model, specs = load(bundle, "auto"), {spec.name: spec for spec in bundle.streams}
     present = {"fused": MODALITIES, "audio": ("audio",), "image": ("image",), "none": ()}
     masks = {name: np.float32([one in by for one in specs]) for name, by in present.items()}
-    right = {name: list[bool]() for name in masks}
+    right, speakers = {name: list[bool]() for name in masks}, list[str]()
     for number in range(DRAWS):
         draw = pair_digits(digits.test_images, digits.test_labels, clips, np.random.default_rng(number))
         frames, heard = as_frames(draw.images), as_heard(draw.sounds).astype(np.int16)
+        speakers += [clips[clip].speaker for clip in draw.clips.tolist()]
         for i, digit in enumerate(tqdm(draw.labels.tolist(), f"draw {number + 1} of {DRAWS}", leave=False)):
             fresh = {"image": Fresh(frames[i], 1.0, True)} if "image" in specs else {}
             if "audio" in specs:
@@ -173,7 +187,33 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
             for name, mask in masks.items():
                 inputs = ModelInputs(fresh, mask, np.zeros(len(specs), np.float32), 1.0, True)
                 right[name].append(int(model.step(inputs).values["values"].argmax()) == digit)
+    by_speaker = {
+        name: round(float(np.mean([r for r, said_by in zip(right["fused"], speakers) if said_by == name])), 4)
+        for name in sorted(set(speakers))
+    }
     return {
-        "images": len(digits.test_images), "draws": DRAWS, "speakers": sorted({clip.speaker for clip in clips}),
+        "images": len(digits.test_images), "draws": DRAWS, "speakers": by_speaker,
         **{name: round(float(np.mean(values)), 4) for name, values in right.items()},
     }  # fmt: skip
+
+
+def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
+    """The test images, with voices of the speakers that data.held_out names; there is no time that could change."""
+    digits, specs = read_digits(Path(recipe.data["folder"])), {spec.name: spec for spec in recipe.streams}
+    learned = learned_from(recipe, {clip.speaker: 0 for clip in digits.clips})
+    clips = [clip for clip in digits.clips if clip.speaker not in learned]
+    if not clips:
+        raise ValueError("data.held_out: expected speakers to be examined by, got none, as in data.held_out=[lucas]")
+    draw, n = pair_digits(digits.test_images, digits.test_labels, clips, np.random.default_rng(0)), 250
+    for i in range(0, len(draw.labels), n):
+        some = DigitDraw(draw.images[i : i + n], draw.sounds[i : i + n], draw.labels[i : i + n], draw.clips[i : i + n])
+        dt = torch.ones(len(some.labels), 1, 1)
+        steps = {name: regular_steps(x[:, None], dt, 1, 1.0) for name, x in inputs_of(some, specs).items()}
+        yield regular_batch(
+            steps, torch.ones(len(dt), 1, len(specs)), dt, {"digit": torch.from_numpy(some.labels)[:, None]}
+        )
+
+
+def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
+    """said (n, 10), labels (n,) -> each of MEASURES."""
+    return {"right": round(float((said.argmax(-1) == labels["digit"]).mean()), 4)}

@@ -131,7 +131,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _on_data(args: argparse.Namespace) -> int:
     try:
-        scores = TASKS[args.task].evaluate(Bundle.read(args.bundle), args.data, args.only)
+        bundle = Bundle.read(args.bundle)
+        if bundle.task != args.task:
+            raise ValueError(f"{args.bundle}: expected a bundle of {args.task}, got one of {bundle.task}")
+        scores = TASKS[args.task].evaluate(bundle, args.data, args.only)
     except (EdgeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ The model says by how much both change: no spike tells 25.1 m/s from 25.2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ import numpy as np
 from mm_edge.bundle import Bundle
 from mm_edge.replay import Tick
 from mm_edge.types import NS, Sample, StreamSpec
+from training.batches import Batch
 from training.protocols import motion
-from training.real_data import Segment, read_comma
+from training.real_data import Segment, Series, read_comma
 from training.recipe import Recipe
 from training.supervised import build_model, words
 from training.tables import Tables, build_tables
-from training.windows import Windows, loss, predict, r2, window_ends
+from training.windows import Change, Windows, loss, predict, r2, window_ends
+from training.windows import exam as windows_of
 
-__all__ = ["build_model", "evaluate", "loss", "supply", "words"]
+__all__ = ["build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
+
+MEASURES = {"speed": "R2 of the speed a second ahead", "yaw": "R2 of the yaw rate a second ahead"}
 
 HORIZON_S = 1.0
 EVERY_S = 0.1  # a window to be scored
@@ -40,15 +45,16 @@ def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Windows:
 
 
 def tables_of(
-    segment: Segment, streams: tuple[StreamSpec, ...], period_s: float, max_gap_ms: float, part: tuple[float, float]
-) -> Tables:
-    """Of the part of a segment between two shares of its time; what is asked lies within the part, too."""
-    (imu, can), stamps_s = streams, segment.accel.stamps_s
+    segment: Segment, streams: tuple[StreamSpec, ...], period_s: float, max_gap_ms: float, part: tuple[float, float],
+    change: Change = list,
+) -> Tables:  # fmt: skip
+    """Of the part of a segment between two shares of its time; what is asked lies within the part, too. Nothing is
+    known before it was measured: gyro and steering are the newest of each instant."""
+    modalities, stamps_s = {spec.name: spec for spec in streams}, segment.accel.stamps_s
     first_s, length_s = stamps_s[0], stamps_s[-1] - stamps_s[0]
     begin_s, end_s = (first_s + share * length_s for share in part)
-    at_s = stamps_s[(stamps_s >= begin_s) & (stamps_s <= end_s)]
-    gyro = segment.gyro.values[np.searchsorted(segment.gyro.stamps_s, at_s, side="right") - 1]
-    accel = segment.accel.values[np.searchsorted(stamps_s, at_s)]
+    at_s = stamps_s[(stamps_s >= max(begin_s, segment.gyro.stamps_s[0])) & (stamps_s <= end_s)]
+    gyro, accel = _newest(segment.gyro, at_s), _newest(segment.accel, at_s)
     present, ahead = motion(segment, at_s), motion(segment, at_s + HORIZON_S)
     known = np.isfinite(present + ahead).all(-1) & (at_s + HORIZON_S <= end_s)
     table = np.nan_to_num(np.concatenate([ahead - present, present], 1)).astype(np.float32)
@@ -57,14 +63,19 @@ def tables_of(
     events: list[tuple[float, int, Sample | Tick]] = []
     for t_s, row, label in zip(at_s, rows, labels):
         stamp_ns = _ns(t_s - begin_s)
-        events += [(t_s, 1, Sample(imu.name, stamp_ns, stamp_ns, row)), (t_s, 2, Tick(stamp_ns, label))]
-    t, speed = segment.speed
-    steering = np.interp(t, segment.steering.stamps_s, segment.steering.values[:, 0])
-    for t_s, row in zip(t, np.stack([speed[:, 0], steering], 1).astype(np.float32)):
-        if begin_s <= t_s <= end_s:
-            events.append((t_s, 0, Sample(can.name, _ns(t_s - begin_s), _ns(t_s - begin_s), row)))
+        events += [(t_s, 1, Sample("imu", stamp_ns, stamp_ns, row)), (t_s, 2, Tick(stamp_ns, label))]
+    t_s = segment.speed.stamps_s
+    t_s = t_s[(t_s >= max(begin_s, segment.steering.stamps_s[0])) & (t_s <= end_s)]
+    can = np.concatenate([_newest(segment.speed, t_s), _newest(segment.steering, t_s)], 1).astype(np.float32)
+    events += [(t, 0, Sample("can", _ns(t - begin_s), _ns(t - begin_s), row)) for t, row in zip(t_s, can)]
     events.sort(key=lambda event: event[:2])
-    return build_tables([e for *_, e in events], streams, period_s, max_gap_ms, None, lambda tick: tick.labels)
+    told = [e for *_, e in events if isinstance(e, Tick) or e.stream in modalities]
+    return build_tables(change(told), streams, period_s, max_gap_ms, None, lambda tick: tick.labels)
+
+
+def _newest(series: Series, at_s: np.ndarray) -> np.ndarray:
+    """(n, d): the last value at each instant, none of which lies before the first."""
+    return series.values[np.searchsorted(series.stamps_s, at_s, side="right") - 1]
 
 
 def _ns(since_s: float) -> int:
@@ -92,3 +103,25 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
                 "windows": len(ends), "r2": r2(said, true), "r2_present": r2(present, true)
             }  # fmt: skip
     return {"segments": scores}
+
+
+def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
+    """Windows of what comes after the share of each segment that is learned."""
+    segments, learned = read_comma(Path(recipe.data["folder"])), recipe.data["learned"]
+    period_s = recipe.tick["period_ms"] / 1e3
+    logs = [
+        tables_of(segment, recipe.streams, period_s, recipe.max_gap_ms, (learned, 1.0), change)
+        for segment in segments.values()
+    ]
+    return windows_of(logs, recipe.train.ticks, every=max(1, round(EVERY_S / period_s)))
+
+
+def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
+    """said (n, 2), the changes; labels (n, ...) -> each of MEASURES."""
+    present = labels["present"]
+    return dict(zip(MEASURES, r2(present + said, present + labels["target"]) or ()))
+
+
+def reference(labels: dict[str, np.ndarray]) -> np.ndarray:
+    """No change."""
+    return np.zeros_like(labels["target"])

@@ -7,13 +7,15 @@ speed_and_yaw_rate = motion(segment, at_s)          # what a car did
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mm_edge.errors import EdgeError
 from training.real_data import DigitClip, Segment
+from training.recipe import Recipe
 
 DIGIT_SAMPLES = 6000  # 0.75 s at 8 kHz
 YAW_S = 0.1  # a yaw rate is the mean of the gyro's readings of so long
@@ -23,6 +25,7 @@ class DigitDraw(NamedTuple):
     images: np.ndarray  # float32 (n, 28, 28)
     sounds: np.ndarray  # float32 (n, 6000), 8 kHz
     labels: np.ndarray  # int64 (n,)
+    clips: np.ndarray  # int64 (n,): which of the clips is heard
 
 
 def add_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
@@ -67,7 +70,23 @@ def pair_digits(
     sounds = add_noise(sounds, snr_db, rng)
     images = np.float32(digits_images) / np.float32(255)
     images += np.float32(image_noise) * rng.standard_normal(images.shape, np.float32)
-    return DigitDraw(images, sounds, labels)
+    return DigitDraw(images, sounds, labels, chosen)
+
+
+def learned_from(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """Those that data.held_out does not name. Raises ValueError if that is no list, or leaves none; of a name that is
+    not there it tells."""
+    held_out, names = recipe.data["held_out"], list(names)
+    if not isinstance(held_out, list):
+        raise ValueError(f"data.held_out: expected a list, as in [{held_out}], got {held_out!r}")
+    if unknown := set(held_out) - set(names):
+        print(
+            f"data.held_out: there is no {', '.join(sorted(unknown))} among {', '.join(sorted(names))}", file=sys.stderr
+        )
+    learned = [name for name in names if name not in held_out]
+    if not learned:
+        raise ValueError(f"data.held_out: {sorted(held_out)} leaves nothing to learn from")
+    return learned
 
 
 def motion(segment: Segment, at_s: np.ndarray) -> np.ndarray:

@@ -146,7 +146,8 @@ def read_sounds(folder: Path) -> list[SoundClip]:
 
 
 def read_carmen(folder: Path) -> dict[str, LaserLog]:
-    """Every CARMEN log in the archive, by its name without suffixes: what holds FLASER or ROBOTLASER1 lines is one.
+    """Every CARMEN log in the archive, by its name without suffixes (with them where another has that name): what holds
+    FLASER or ROBOTLASER1 lines is one.
 
     A scan brings the odometry of its moment, so that ODOM lines are not needed. A FLASER line says nothing of its
     geometry: a SICK's is taken, half a turn in steps of 180 / n degrees, and the largest reading as range_max_m.
@@ -163,7 +164,7 @@ def read_carmen(folder: Path) -> dict[str, LaserLog]:
             raise _refused(where, "a whole .bz2 or .gz", error) from error
         lines = [line.split() for line in data.decode("latin-1").splitlines() if line.startswith(("FLASER ", "ROBOTL"))]
         if lines:
-            logs[stem] = _log(where, lines)
+            logs[stem if stem not in logs else name] = _log(where, lines)
         elif re.search(r"\.(clf|log)(\.|$)", name):
             raise _refused(where, "FLASER or ROBOTLASER1 lines", "none")
     if not logs:

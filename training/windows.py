@@ -6,7 +6,7 @@ window is the last `train.ticks` ticks before one that is known, from rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,15 @@ from tqdm import tqdm
 from mm_edge.bundle import Bundle
 from mm_edge.engine import load
 from mm_edge.engine.part import Fresh, ModelInputs
+from mm_edge.replay import Tick
+from mm_edge.types import Sample
 from training.batches import Batch, make_batch
 from training.models import ModelResult, MultiModalFusionNetwork
 from training.recipe import Recipe
 from training.supervised import rate_loss
 from training.tables import Tables
+
+Change = Callable[[list[Sample | Tick]], Iterable[Sample | Tick]]  # what becomes of a log on its way to the tables
 
 
 class Windows:
@@ -50,6 +54,14 @@ class Windows:
 def window_ends(log: Tables, ticks: int) -> list[int]:
     """One past the last tick of each window."""
     return [end for end in range(ticks, len(log) + 1) if log.labels["known"][end - 1]]
+
+
+def exam(logs: Sequence[Tables], ticks: int, every: int = 1, lanes: int = 64) -> Iterator[Batch]:
+    """Each `every`th window of the logs, once."""
+    chunks = [(log, end - ticks, end) for log in logs for end in window_ends(log, ticks)[::every]]
+    for i in range(0, len(chunks), lanes):
+        some = chunks[i : i + lanes]
+        yield make_batch(some, [True] * len(some), ticks, None)
 
 
 def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
@@ -81,10 +93,14 @@ def predict(bundle: Bundle, log: Tables, ends: Sequence[int], ticks: int) -> np.
             inputs = ModelInputs(fresh, log.mask[tick], log.age[tick], float(log.dt[tick]), tick == begin)
             values = model.step(inputs).values["values"]
         said.append(values[0])
-    return np.array(said)
+    return np.array(said, np.float32).reshape(len(ends), -1)
 
 
-def r2(said: np.ndarray, true: np.ndarray) -> list[float]:
-    """Of each column: 1 is perfect, 0 as good as the mean of what is true."""
-    wrong, spread = ((said - true) ** 2).sum(0), ((true - true.mean(0)) ** 2).sum(0)
+def r2(said: np.ndarray, true: np.ndarray, instead: np.ndarray | None = None) -> list[float] | None:
+    """Of each column: 1 is perfect, 0 as good as the mean of what is true, or as what is said `instead`; None of no
+    rows."""
+    if not len(true):
+        return None
+    against = true.mean(0) if instead is None else instead
+    wrong, spread = ((said - true) ** 2).sum(0), ((true - against) ** 2).sum(0)
     return [round(float(value), 4) for value in 1 - wrong / np.maximum(spread, 1e-12)]

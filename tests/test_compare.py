@@ -1,0 +1,99 @@
+"""What a model is compared with is as large as it is, trained alike, and may win."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+for name in ("accelerate", "matplotlib", "ncps"):
+    pytest.importorskip(name, reason=f"comparing needs {name}: pip install -e .[compare]")
+
+from mm_edge.replay import Tick
+from mm_edge.types import NS, Sample
+from tests.test_real_data import CARMEN, COMMA, comma, flaser, write_zip
+from training import compare
+from training.recipe import read_recipe
+from training.train import RECIPES
+
+LOG = [e for i in range(300) for e in (Sample("scan", i * NS, i * NS, i), Tick(i * NS, {}))]
+
+
+def samples(events) -> list[int]:
+    return [event.data for event in events if isinstance(event, Sample)]
+
+
+def test_a_third_of_the_rate_is_every_third_sample_at_all_ticks():
+    thin = compare.every_third(LOG)
+    assert samples(thin) == list(range(2, 300, 3))
+    assert sum(isinstance(event, Tick) for event in thin) == 300
+
+
+def test_three_in_ten_are_lost():
+    assert 180 <= len(samples(compare.lost(LOG))) <= 240
+
+
+def test_late_samples_keep_their_stamps_and_come_in_the_order_in_which_they_arrive():
+    moved = [event for event in compare.late(LOG) if isinstance(event, Sample)]
+    assert sorted(event.stamp_ns for event in moved) == [i * NS for i in range(300)]
+    arrivals = [event.arrival_ns for event in moved]
+    assert arrivals == sorted(arrivals)
+    assert 2 < max((event.arrival_ns - event.stamp_ns) / NS for event in moved) < 3
+
+
+def test_an_interval_by_hand():
+    mean, half = compare.interval([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.30 / 3**0.5)
+
+
+def test_all_are_as_large_as_the_shipped_model_but_the_senses_alone():
+    recipe = read_recipe(RECIPES / "imu_can.yaml")
+    sizes = {name: compare.parameters(compare._model(raw)) for name, raw in compare.variants(recipe).items()}
+    shipped = sizes.pop(compare.SHIPPED)
+    assert {"GRU", "GRU + dt", "ncps CfC", "concatenation", "late fusion", "imu alone", "can alone"} <= sizes.keys()
+    for name, size in sizes.items():
+        assert size == pytest.approx(shipped, rel=0.03) or name.endswith("alone"), name
+
+
+def test_a_gru_that_wins_is_said_to():
+    recipe = read_recipe(RECIPES / "lidar_velocity.yaml")
+
+    def trials(*values: float) -> list[dict]:
+        return [{"scores": {"as recorded": {"scan": {"linear": v, "angular": 0.5}}}} for v in values]
+
+    results = {
+        "liquid-spike": trials(0.50, 0.52, 0.51),
+        "GRU": trials(0.60, 0.61, 0.62),
+        "ncps CfC": trials(0.4, 0.7, 0.5),
+    }
+    linear, angular = compare.verdicts(recipe, results)
+    assert "better: GRU (+0.100 +- 0.025)" in linear and "worse: none" in linear
+    assert "better: none; worse: none" in angular
+
+
+def test_the_report_of_a_folder(tmp_path, capsys):
+    lines = [flaser(10 + i / 6, i * i / 500, 0, 0.0, ranges=[5 - i * i / 500] * 180) for i in range(40)]
+    write_zip(tmp_path / CARMEN, {f"{name}.log": "\n".join(lines).encode() for name in ("attic", "cellar")})
+    arguments = ["lidar_velocity", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", "2"]
+    arguments += ["rounds=[{steps: 1}]", "train.lanes=2", "data.held_out=[cellar]"]
+    assert compare.main(arguments) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    for words in ("GRU + dt", "30 % lost", "spike rate of scan", "data:image/png", "What was known last"):
+        assert words in page
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["GRU"][0]["rates"] == {} and 0 < results["liquid-spike"][0]["rates"]["scan"] < 1
+    # What is trained already is only read.
+    (tmp_path / "out" / "GRU" / "1" / "trial.json").write_text(json.dumps({**results["GRU"][0], "parameters": 7}))
+    assert compare.main(arguments) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["GRU"][0]["parameters"] == 7
+
+
+def test_a_sense_that_is_missing_and_samples_that_are_late_are_scored_apart(tmp_path):
+    write_zip(tmp_path / COMMA, comma(seconds=8, speed=lambda t: 10 + np.sin(t)))
+    options = [f"data.folder={tmp_path}", "rounds=[{steps: 1}]", "train.lanes=2", "data.learned=0.5"]
+    recipe = read_recipe(RECIPES / "imu_can.yaml", options)
+    weights = compare.train(recipe, tmp_path / "run", workers=1)
+    scores = compare.trial(recipe, weights)["scores"]
+    assert list(scores["as recorded"]) == ["imu+can", "imu", "can"]
+    assert all(list(scores[condition]) == ["imu+can"] for condition in compare.CONDITIONS if condition != "as recorded")
+    assert scores["a third of the rate"] != {"imu+can": scores["as recorded"]["imu+can"]}

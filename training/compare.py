@@ -1,0 +1,397 @@
+"""Is it worth it? A task's model against what a good engineer would take instead, on what none of them learned by.
+
+    python -m training.compare imu_can --data FOLDER [--seeds 3] [--out runs/compare/imu_can] [key=value ...]
+    python -m training.compare digits --data FOLDER data.held_out=[lucas] rounds.0.steps=800
+
+Trains every variant with every seed by the task's own recipe, at as many parameters as the recipe's model has, and
+writes `report.html`: scores for every subset of missing senses and, of streams, with samples lost, late and rarer than
+in training; with 95 % confidence over the seeds; step times, sizes, spike rates, and what the fusion weighs. What is
+trained already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import copy
+import html
+import io
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mm_edge.cli import at_least
+from mm_edge.errors import EdgeError, MissingDependency
+from mm_edge.replay import Tick
+from mm_edge.types import NS, Sample
+from training.fusion import FusionStrategy
+from training.models import MultiModalFusionNetwork
+from training.recipe import Recipe, make_recipe
+from training.train import RECIPES, TASKS, train
+
+SHIPPED = "liquid-spike"
+BASELINES: dict[str, dict[str, Any]] = {
+    "liquid, no spikes": {"spikes": 0},
+    "GRU": {"spikes": 0, "cell": "gru"},
+    "GRU + dt": {"spikes": 0, "cell": "gru_dt"},
+    "ncps CfC": {"spikes": 0, "cell": "ncps"},
+    "concatenation": {"spikes": 0, "cell": "none", "strategy": "early"},
+}
+T_95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's, by degrees of freedom
+STYLE = (
+    "body{font:15px sans-serif;max-width:75em;margin:2em auto}img{max-width:100%}td,th{padding:.2em .7em;"
+    "text-align:right}td:first-child{text-align:left}tr:nth-child(even){background:#f3f3f3}"
+)
+Event = Sample | Tick
+Change = Callable[[list[Event]], Iterable[Event]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=[name for name, task in sorted(TASKS.items()) if hasattr(task, "exam")])
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the task's recipe")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--out", type=Path, help="for checkpoints and the report (runs/compare/TASK)")
+    parser.add_argument("--seeds", type=at_least(2), default=3)
+    parser.add_argument("--threads", type=at_least(1), default=1, help="torch threads")
+    args = parser.parse_intermixed_args(argv)
+    out = args.out or Path("runs/compare") / args.task
+    try:
+        import matplotlib
+
+        matplotlib.use("agg")
+    except ImportError:
+        raise MissingDependency("plots", "matplotlib", "compare") from None
+    torch.set_num_threads(args.threads)
+    try:
+        raw = yaml.safe_load((RECIPES / f"{args.task}.yaml").read_text())
+        recipe = make_recipe(raw, [f"data.folder={args.data}", *args.overrides], args.task)
+        results = compare(recipe, args.seeds, out)
+    except (OSError, ValueError, EdgeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    (out / "report.html").write_text(report(recipe, results))
+    print("\n".join(verdicts(recipe, results)))
+    print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def compare(recipe: Recipe, seeds: int, out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Of each variant its trial of each seed, see `trial`."""
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name, raw in variants(recipe).items():
+        for seed in range(1, seeds + 1):
+            mine = make_recipe({**copy.deepcopy(raw), "seed": seed}, [], name)
+            folder = out / "".join(c if c.isalnum() else "_" for c in name) / str(seed)
+            file = folder / "trial.json"
+            if not file.exists():
+                print(f"{name}, seed {seed}", file=sys.stderr)
+                weights = train(mine, folder, workers=1)
+                file.write_text(json.dumps(trial(mine, weights)))
+            results.setdefault(name, []).append(json.loads(file.read_text()))
+    return results
+
+
+def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Recipes by name: the shipped one, with other fusions, with one sense alone, and the baselines, each with cells as
+    large as makes the whole model as large as the shipped one."""
+    shipped = FusionStrategy(recipe.raw["model"]["fusion_strategy"])
+    found = {SHIPPED: recipe.raw}
+    if len(recipe.streams) > 1:
+        for strategy in FusionStrategy:
+            if strategy is not shipped:
+                found[f"{strategy.value} fusion"] = _varied(recipe, strategy=strategy.value)
+    for name, how in BASELINES.items():
+        found[name] = _varied(recipe, **how)
+    if len(recipe.streams) > 1:
+        for spec in recipe.raw["streams"]:
+            raw = copy.deepcopy(recipe.raw)
+            raw["streams"] = [spec]
+            raw["tick"]["anchor"] = spec["name"]
+            found[f"{spec['name']} alone"] = raw
+    return found
+
+
+def _varied(recipe: Recipe, spikes: int = 1, cell: str = "cfc", strategy: str | None = None) -> dict[str, Any]:
+    target = parameters(_model(recipe.raw))
+
+    def sized(factor: float) -> dict[str, Any]:
+        raw = copy.deepcopy(recipe.raw)
+        model, modality = raw["model"], raw["model"]["modality"]
+        model["fusion_strategy"] = strategy or model["fusion_strategy"]
+        model["core"] = modality["backbone"] = cell
+        if not spikes:
+            modality["num_spike_steps"] = 0
+        modality["liquid_units"] = max(1, round(modality["liquid_units"] * factor))
+        model["fusion_units"] = max(1, round(model.get("fusion_units", model["fusion_dim"]) * factor))
+        return raw
+
+    low, high = 0.1, 10.0
+    for _ in range(16):  # the size grows with the factor
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if parameters(_model(sized(middle))) > target else (middle, high)
+    return sized(low)
+
+
+def _model(raw: dict[str, Any]) -> MultiModalFusionNetwork:
+    recipe = make_recipe(copy.deepcopy(raw), [], "variant")
+    return TASKS[recipe.task].build_model(recipe)
+
+
+def parameters(model: MultiModalFusionNetwork) -> int:
+    """Of what is shipped: heads that only training has are not counted."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("aux."))
+
+
+def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
+    """What a trained model does: "scores" of each condition, each subset of senses present, each measure; and its
+    "parameters", "tick_ms", "train_ms" a step, "rates" of spikes, "weights" of the fusion."""
+    task = TASKS[recipe.task]
+    model = task.build_model(recipe)
+    model.load_state_dict(load_file(weights))
+    model.eval()
+    scores: dict[str, Any] = {}
+    timed = max(spec.rate_hz for spec in recipe.streams) > 1  # what happens once has no rate
+    for condition, change in (CONDITIONS if timed else {ALL_WELL: list}).items():
+        for present in subsets(model.names):
+            if condition != ALL_WELL and len(present) < len(model.names):
+                continue
+            said, labels, seen = _examine(recipe, model, change, present)
+            scores.setdefault(condition, {})["+".join(present)] = task.score(said, labels)
+            if condition == ALL_WELL and len(present) == len(model.names):
+                shown = seen
+                refer = task.score(task.reference(labels), labels) if hasattr(task, "reference") else None
+    spent = json.loads((weights.parent / "cpu_minutes.json").read_text())
+    minutes = sum(m for stage, m in spent.items() if stage.endswith("train"))
+    return {
+        "scores": scores,
+        "reference": refer,
+        "parameters": parameters(model),
+        "tick_ms": _tick_ms(recipe, model),
+        "train_ms": round(minutes * 60e3 / sum(r.steps for r in recipe.rounds), 2),
+        **shown,
+    }
+
+
+def subsets(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """All but none, the whole first."""
+    names = tuple(names)
+    return [chosen for n in range(len(names), 0, -1) for chosen in itertools.combinations(names, n)]
+
+
+@torch.no_grad()
+def _examine(
+    recipe: Recipe, model: MultiModalFusionNetwork, change: Change, present: tuple[str, ...]
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, Any]]:
+    """What the model said at the end of each window (n, d), the labels there, spike rates and weights."""
+    here = torch.tensor([float(name in present) for name in model.names])
+    said, labels, rates, gates = [], {}, {}, []
+    for batch in TASKS[recipe.task].exam(recipe, change):
+        batch.mask = batch.mask * here
+        result, _ = model.scan(batch, model.zero_state(len(batch.start)))
+        said.append(result.output[:, -1].numpy())
+        gates.append(result.gates[:, -1].numpy())
+        for name, spikes in result.spikes.items():
+            rates.setdefault(name, []).append(float(spikes[batch.steps[name].keep.squeeze(-1)].mean()))
+        for name, label in batch.labels.items():
+            labels.setdefault(name, []).append(label[:, -1].numpy())
+    weighed = np.concatenate(gates).mean(0)
+    seen = {
+        "rates": {name: round(float(np.mean(r)), 4) for name, r in rates.items()},
+        "weights": {name: round(float(w), 4) for name, w in zip(model.names, weighed)},
+    }
+    return np.concatenate(said), {name: np.concatenate(rows) for name, rows in labels.items()}, seen
+
+
+@torch.no_grad()
+def _tick_ms(recipe: Recipe, model: MultiModalFusionNetwork) -> float:
+    """Median time of a whole step of one robot, in torch on one thread."""
+    batch = next(iter(TASKS[recipe.task].exam(recipe, list))).lanes(0, 1)
+    state, times, ticks = model.zero_state(1), [], batch.mask.shape[1]
+    for _ in range(30):
+        started = time.perf_counter()
+        model.scan(batch, state)
+        times.append((time.perf_counter() - started) / ticks)
+    return round(float(np.median(times)) * 1e3, 3)
+
+
+def every_third(events: list[Event]) -> list[Event]:
+    """A sensor at a third of the rate that the model was trained with."""
+    return _kept(events, lambda number: number % 3 == 2)
+
+
+def lost(events: list[Event]) -> list[Event]:
+    """Three samples in ten do not come."""
+    rng = np.random.default_rng(0)
+    return _kept(events, lambda number: rng.random() >= 0.3)
+
+
+def _kept(events: list[Event], keep: Callable[[int], bool]) -> list[Event]:
+    numbers: dict[str, itertools.count] = {}
+    return [
+        event for event in events
+        if isinstance(event, Tick) or keep(next(numbers.setdefault(event.stream, itertools.count())))
+    ]  # fmt: skip
+
+
+def late(events: list[Event]) -> list[Event]:
+    """Every sample arrives later, by up to three of its stream's periods at random; its stamp is true."""
+    rng, stamps = np.random.default_rng(0), dict[str, list[int]]()
+    for event in events:
+        if isinstance(event, Sample):
+            stamps.setdefault(event.stream, []).append(event.stamp_ns)
+    most_s = {stream: 3 * float(np.median(np.diff(s))) / NS for stream, s in stamps.items()}
+    moved = [
+        event if isinstance(event, Tick)
+        else event._replace(arrival_ns=event.arrival_ns + round(rng.uniform(0, most_s[event.stream]) * NS))
+        for event in events
+    ]  # fmt: skip
+    return sorted(moved, key=lambda e: (e.now_ns, 1) if isinstance(e, Tick) else (e.arrival_ns, 0))
+
+
+ALL_WELL = "as recorded"
+CONDITIONS: dict[str, Change] = {
+    ALL_WELL: list, "a third of the rate": every_third, "30 % lost": lost, "late by up to 3 periods": late
+}  # fmt: skip
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % confidence interval, over seeds."""
+    x = np.array(list(values), float)
+    freedom = len(x) - 1
+    t = T_95[freedom] if freedom < len(T_95) else 1.96
+    return float(x.mean()), float(t * x.std(ddof=1) / math.sqrt(len(x)))
+
+
+def verdicts(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A sentence for each measure and condition: which other model is better than the shipped one, paired by seed, by
+    more than chance; or that none is."""
+    said = []
+    for measure, what in TASKS[recipe.task].MEASURES.items():
+        for condition in results[SHIPPED][0]["scores"]:
+            mine = [_all_present(t, condition)[measure] for t in results[SHIPPED]]
+            better, worse = [], []
+            for name, trials in results.items():
+                if name == SHIPPED or name.endswith(" alone"):
+                    continue
+                gain, half = interval(_all_present(t, condition)[measure] - m for t, m in zip(trials, mine))
+                if abs(gain) > half:
+                    (better if gain > 0 else worse).append(f"{name} ({gain:+.3f} +- {half:.3f})")
+            mean, half = interval(mine)
+            said.append(
+                f"{what}, {condition}: {SHIPPED} {mean:.3f} +- {half:.3f}; better: {', '.join(better) or 'none'}; "
+                f"worse: {', '.join(worse) or 'none'}; the others: no difference that {len(mine)} seeds can show"
+            )
+    return said
+
+
+def _all_present(trial: dict[str, Any], condition: str) -> dict[str, float]:
+    return next(iter(trial["scores"][condition].values()))
+
+
+def report(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> str:
+    """One page of HTML with its plots in it."""
+    steps = sum(r.steps for r in recipe.rounds)
+    parts = [
+        f"<h1>{recipe.task}: {SHIPPED} and what could be instead</h1>",
+        f"<p>{len(results[SHIPPED])} seeds, {steps} steps each; +- is a 95 % confidence interval over the seeds. "
+        "All but the senses alone have as many parameters as the shipped model. "
+        f"Fusion: {recipe.raw['model']['fusion_strategy']}, unless another is named.</p><h2>In words</h2>",
+        "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in verdicts(recipe, results)) + "</ul>",
+    ]
+    for measure, what in TASKS[recipe.task].MEASURES.items():
+        parts += [f"<h2>{html.escape(what)}</h2>", *_scores(measure, results)]
+    parts += ["<h2>Size and time</h2>", _sizes(results), "<h2>Spikes, and what the fusion weighs</h2>"]
+    parts.append(_inside([spec.name for spec in recipe.streams], results))
+    return f"<!doctype html><meta charset=utf-8><title>{recipe.task}</title><style>{STYLE}</style>" + "\n".join(parts)
+
+
+def _scores(measure: str, results: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Of one measure: the plot, the table of conditions, that of missing senses."""
+    first, conditions = results[SHIPPED][0], list(results[SHIPPED][0]["scores"])
+    reference = first["reference"] and first["reference"][measure]
+    rows = {
+        name: [interval(_all_present(t, c)[measure] for t in trials) for c in conditions]
+        for name, trials in results.items()
+    }
+    parts = [_plot(rows, conditions, reference)]
+    parts.append(_table(["", *conditions], [[name, *map(_told, row)] for name, row in rows.items()]))
+    if reference is not None:
+        parts.append(f"<p>What was known last, as a prediction: {reference:.3f}.</p>")
+    present = list(first["scores"][ALL_WELL])
+    if len(present) > 1:
+        whole = {n: trials for n, trials in results.items() if len(trials[0]["scores"][ALL_WELL]) == len(present)}
+        masked = [
+            [name, *(_told(interval(t["scores"][ALL_WELL][p][measure] for t in trials)) for p in present)]
+            for name, trials in whole.items()
+        ]
+        parts += ["<h3>By the senses that are present</h3>", _table(["", *present], masked)]
+    return parts
+
+
+def _sizes(results: dict[str, list[dict[str, Any]]]) -> str:
+    heads = ["", "parameters", "memory (MB)", "a tick, torch, one thread (ms)", "a training step (CPU ms)"]
+    rows = []
+    for name, trials in results.items():
+        count, tick_ms, train_ms = (np.mean([t[key] for t in trials]) for key in ("parameters", "tick_ms", "train_ms"))
+        rows.append([name, f"{count:,.0f}", f"{count * 4e-6:.2f}", f"{tick_ms:.3f}", f"{train_ms:.1f}"])
+    return _table(heads, rows)
+
+
+def _inside(streams: list[str], results: dict[str, list[dict[str, Any]]]) -> str:
+    heads = ["", *(f"spike rate of {n}" for n in streams), *(f"weight of {n}" for n in streams)]
+    rows = []
+    for name, trials in results.items():
+        found = [[t[key][s] for t in trials if s in t[key]] for key in ("rates", "weights") for s in streams]
+        rows.append([name, *(f"{np.mean(values):.3f}" if values else "" for values in found)])
+    return _table(heads, rows)
+
+
+def _told(value: tuple[float, float]) -> str:
+    return f"{value[0]:.3f} +- {value[1]:.3f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    def row(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + row(head, "th") + "".join(row(r, "td") for r in rows) + "</table>"
+
+
+def _plot(rows: dict[str, list[tuple[float, float]]], conditions: list[str], reference: float | None) -> str:
+    """A group of bars a condition, a bar a model."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(11, 4), layout="constrained")
+    colours = pyplot.get_cmap("tab20").colors
+    width = 0.85 / len(rows)
+    for i, (name, values) in enumerate(rows.items()):
+        at = np.arange(len(conditions)) + (i - (len(rows) - 1) / 2) * width
+        means, halves = np.array(values).T
+        axes.bar(at, means, width, yerr=halves, label=name, color=colours[i % 20], error_kw={"lw": 1})
+    if reference is not None:
+        axes.axhline(reference, color="k", ls=":", lw=1, label="what was known last")
+    axes.set_xticks(range(len(conditions)), conditions)
+    low = min(m for values in rows.values() for m, _ in values)
+    axes.set_ylim(max(-1.0, min(0.0, low * 1.1)), 1.0)
+    axes.grid(axis="y", lw=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    pyplot.close(figure)
+    return f'<img alt="scores" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+if __name__ == "__main__":
+    sys.exit(main())
