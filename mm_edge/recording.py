@@ -24,9 +24,9 @@ takes 40 % off, but 0.7 ms a frame to write and 0.3 ms to read, where zstd reads
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -61,7 +61,7 @@ class Command(NamedTuple):
 
 
 class RecordingWriter:
-    """Writes one episode to the folder `path`, which must not exist. Use as a context manager, from one thread.
+    """Writes one episode to the folder `path`, which must not exist. A context manager, for one thread at a time.
 
     The folder appears, whole, when the context ends well. Until then, and if it ends badly, what was written lies in
     `<path>.partial`, which no reader takes for a recording, and of which `repair.repair` makes one.
@@ -71,8 +71,8 @@ class RecordingWriter:
         topics: stream -> topic; a stream's name by default.
         metadata: whatever JSON holds: robot, versions, seed.
 
-    Raises RecordingError if the folder exists or cannot be written, SampleError for a sample that its message cannot
-    hold exactly.
+    Raises RecordingError if the folder or `<path>.partial` exists, or it cannot be written, SampleError for a sample
+    that its message cannot hold exactly.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class RecordingWriter:
         metadata: Mapping[str, Any] | None = None,
     ):
         self.path = Path(path)
+        refuse_existing(self.path)
         self.outcome: dict[str, Any] = {}
         self._store = typestore()
         self._writer: Any = None
@@ -98,14 +99,12 @@ class RecordingWriter:
     def __enter__(self) -> RecordingWriter:
         from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-        if self.path.exists():
-            raise RecordingError(f"{self.path}: exists already; recordings are never overwritten")
         with named(self.path, "cannot be written"):
-            shutil.rmtree(self._partial, ignore_errors=True)
             # Version 8 of metadata.yaml is read by Humble, too. The file inside is named after the folder.
             self._writer = Writer(self._partial / self.path.name, version=8, storage_plugin=StoragePlugin.MCAP)
             self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
             self._writer.open()
+            lock(self._writer.storage.bio, self._partial)
             self._writer.storage.compressor = _compress
             for name, topic in self._topics.items():
                 self._add(topic, MESSAGE_TYPES[self._specs[name].kind])
@@ -149,7 +148,8 @@ class RecordingWriter:
     def add_topic(self, topic: str, type_name: str, store: Any) -> None:
         """A topic of any type, for `message`. `store`: a rosbags typestore that holds the type."""
         topic = _absolute(topic)
-        self._channels[topic] = self._writer.add_connection(topic, type_name, typestore=store), None
+        with named(self.path, f"{topic}, a {type_name}, cannot be written"):
+            self._channels[topic] = self._writer.add_connection(topic, type_name, typestore=store), None
 
     def message(self, topic: str, data: bytes, arrival_ns: int) -> None:
         """A message as it came, in CDR. Raises KeyError for a topic that was not added."""
@@ -202,7 +202,25 @@ class RecordingWriter:
 def partial(path: str | Path) -> Path:
     """The folder in which a recording lies, under its own name, that is being written or was not ended well."""
     path = Path(path)
-    return path.with_name(f"{path.name}.partial")
+    return path.parent / f"{path.name}.partial"
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises RecordingError if `path` exists or something was left of it."""
+    for there, advice in (
+        (path, "recordings are never overwritten"),
+        (partial(path), f"`mm-edge record {path}` repairs it; or remove it"),
+    ):
+        if there.exists():
+            raise RecordingError(f"{there}: exists already; {advice}")
+
+
+def lock(file: Any, path: Path) -> None:
+    """For this process alone, until `file` is closed. Raises RecordingError, naming `path`, if another has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RecordingError(f"{path}: is being recorded by another process; end that first") from None
 
 
 def publish(path: Path) -> None:
@@ -213,7 +231,8 @@ def publish(path: Path) -> None:
         os.fsync(descriptor)
         os.close(descriptor)
     folder.rename(path)
-    folder.parent.rmdir()
+    with suppress(OSError):  # something else lies in it, and stays
+        folder.parent.rmdir()
 
 
 def read(
@@ -233,6 +252,8 @@ def read(
         streams = topics or _read_json(bag, META).get("streams")
         if not streams:
             raise RecordingError(f"{path}: knows no streams, only topics: say which of {sorted(known)} is which stream")
+        if not isinstance(streams, Mapping) or not all(isinstance(topic, str) for topic in streams.values()):
+            raise RecordingError(f"{path}: expected streams as a topic for each, got {str(streams)[:60]}")
         by_topic = {_absolute(streams[spec.name]): spec for spec in specs if spec.name in streams}
         if topics and (missing := sorted(by_topic.keys() - known)):
             raise RecordingError(f"{path}: has no topic {missing}; it has {sorted(known)}")

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import io
 import mmap
-import shutil
+import os
 import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from mm_edge.errors import RecordingError
-from mm_edge.recording import named, partial, publish, typestore
+from mm_edge.recording import lock, named, partial, publish, typestore
 from mm_edge.types import NS
 
 _MAGIC = b"\x89MCAP0\r\n"
@@ -59,8 +59,8 @@ class Repair(NamedTuple):
 def repair(path: str | Path) -> Repair:
     """Make `<path>.partial` the recording `path`.
 
-    Raises RecordingError if `path` exists, no chunk is whole, or the disk has no room for the index; `<path>.partial`
-    stays, unless nothing was written.
+    Raises RecordingError if `path` exists, `<path>.partial` is being recorded or is none of ours, no chunk is whole, or
+    the disk has no room for the index; `<path>.partial` stays, unless nothing was written.
     """
     path = Path(path)
     left, store = partial(path), typestore("EMPTY")
@@ -68,29 +68,49 @@ def repair(path: str | Path) -> Repair:
     if path.exists():
         raise RecordingError(f"{path}: exists already; {left} is left as it is")
     with named(left, "cannot be repaired"):
-        if not file.is_file() or not file.stat().st_size:
-            shutil.rmtree(left)
-            raise RecordingError(f"{left}: nothing had been written, and it is gone now")
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if next(_chunks(data), None) is None:
-                raise RecordingError(f"{left}: no chunk is whole among its {len(data)} bytes: nothing can be saved")
-            kept, lost = _Kept(file, store), _Lost()
-            try:
-                _sort(data, kept, lost)
-                kept.close()
-            finally:
-                with suppress(OSError):
-                    kept.writer.abort()
-        publish(path)
+        if not file.is_file():
+            _remove_empty(left, file)
+        with file.open("rb") as opened:
+            lock(opened, left)
+            if not os.fstat(opened.fileno()).st_size:
+                _remove_empty(left, file)
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                if next(_chunks(data), None) is None:
+                    raise RecordingError(
+                        f"{left}: no chunk is whole among its {len(data)} bytes: nothing can be saved; remove it, or "
+                        "record under another name"
+                    )
+                kept, lost = _Kept(file, store), _Lost()
+                try:
+                    _sort(data, kept, lost)
+                    kept.close()
+                finally:
+                    with suppress(OSError):
+                        kept.writer.abort()
+            publish(path)
     writer, topics = kept.writer, lost.topics | {c.id: c.topic for c in kept.writer.connections}
     seconds, messages = (writer.max_timestamp - writer.min_timestamp) / NS, sum(writer.counts.values())
-    by_topic = {topics[number]: n for number, n in lost.messages.items()}
+    by_topic = {topics[number]: n for number, n in lost.messages.items() if number in topics}
     return Repair(path, messages, seconds, lost.bytes, lost.ns / NS, by_topic)
+
+
+def _remove_empty(left: Path, file: Path) -> NoReturn:
+    if others := sorted(str(p.relative_to(left)) for p in left.rglob("*") if p not in (file.parent, file)):
+        raise RecordingError(
+            f"{left}: expected a recording in {file.relative_to(left)}, got {others[:5]}; it is left as it is"
+        )
+    file.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        file.parent.rmdir()
+    left.rmdir()
+    raise RecordingError(f"{left}: nothing had been written, and it is gone now")
 
 
 def _sort(data: mmap.mmap, kept: _Kept, lost: _Lost) -> None:
     end, last_ns = kept.begin(data), 0
     for at, compressed, plain in _chunks(data):
+        if at < end or 0 < at - end < _RECORD.size:
+            continue  # bytes were taken out or put in: the index before it, or the gap as a record, would run into it
         before_ns, gap = last_ns, data[end:at]
         if gap:
             kept.skip(end, at)
@@ -242,11 +262,11 @@ def _begin(compressed: bytes) -> bytes:
     """The plain bytes of a chunk that is torn or damaged, as far as they can be had."""
     from rosbags.rosbag2.storage_mcap import zstd
 
-    decoder, plain = zstd.ZstdDecompressor(), b""
+    decoder, plain = zstd.ZstdDecompressor(), list[bytes]()
     with suppress(zstd.ZstdError):
         for at in range(0, len(compressed), 4096):
-            plain += decoder.decompress(compressed[at : at + 4096])
-    return plain
+            plain.append(decoder.decompress(compressed[at : at + 4096]))
+    return b"".join(plain)
 
 
 def _contents(plain: bytes) -> tuple[Topics, Messages]:

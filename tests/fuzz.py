@@ -53,10 +53,11 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
+import mm_edge
 from mm_edge import recording
 from mm_edge.bundle import Bundle, write_bundle
 from mm_edge.engine import golden
-from mm_edge.errors import EdgeError, SampleError
+from mm_edge.errors import EdgeError, RecordingError, SampleError
 from mm_edge.messages import MESSAGE_TYPES, action_to_ros, from_ros, output_to_json, to_ros, twist_from_ros
 from mm_edge.overlay import draw
 from mm_edge.pipeline import Pipeline
@@ -71,7 +72,7 @@ SLOW_S, STUCK_S = 1.0, 30.0  # of the processor; of the clock: what takes so lon
 JUMP_MB = 256  # a frame of 8K takes 100, and twice that while its colours are turned round
 LEAK_MB = 128  # over a whole run
 ROOM_MB = 8192  # more than that a worker cannot have. What is asked for and never touched is no jump.
-WARM_UP_JOBS = 100  # of a worker: what is loaded and kept once is no leak
+WARM_UP_JOBS = 100  # of a worker, or half of what it gets: what is loaded and kept once is no leak
 BLOCK = 100  # messages that one pipeline takes before it begins anew
 
 Case = tuple[str, str, Callable[[], bool]]  # what is tried, in a word; how it was made; try it: False if refused
@@ -384,7 +385,7 @@ class Messages:
         stamp_ns = msg.header.stamp.sec * NS + msg.header.stamp.nanosec
         values = twist_from_ros(msg)[[0, 5]]
         command = self._watchdog.on_action(msg.header.frame_id, stamp_ns, values, now_ns, now_ns)
-        assert command is None or (abs(command) <= (0.6, 1.8)).all(), command
+        assert command is None or ((command >= (-0.2, -1.8)) & (command <= (0.6, 1.8))).all(), command
         if self._watchdog.latched:
             self._watchdog.reset()  # and meet the next one, too
 
@@ -640,15 +641,21 @@ class Recordings:
         self._bundle = write_toy(folder / "bundle")
         self._pipeline = Pipeline(self._bundle, "cpu")
         self._folder, self._good = folder / "recording", folder / "good"
+        self._steps = [T0 + 100 * MS * i for i in range(3)]  # each has a chunk of its own
+        ends = []
         with recording.RecordingWriter(self._good, STREAMS, metadata={"robot": "toy"}) as writer:
-            for i in range(3):
-                now_ns = T0 + 100 * MS * i
+            for now_ns in self._steps:
                 for j, (name, data) in enumerate(GOOD.items()):
                     stamp_ns = now_ns if name == "text" else now_ns - 20 * MS + j
                     writer.write(Sample(name, stamp_ns, now_ns, data))
                 writer.tick(now_ns, {"target": [1.5, -0.2], "alarm": None})
                 writer.command("expert/cmd_vel", Action(("linear_x",), np.float32([[0.3]]), 0.1), now_ns, now_ns + 1)
+                writer.flush()
+                ends.append((recording.partial(self._good) / "good" / "good.mcap").stat().st_size)
         self._good_mcap = (self._good / "good.mcap").read_bytes()
+        begins = [17 + int.from_bytes(self._good_mcap[9:17], "little"), *ends]  # a header comes first
+        sizes = [9 + int.from_bytes(self._good_mcap[begin + 1 : begin + 9], "little") for begin in begins]
+        self._chunks = [self._good_mcap[begin : begin + size] for begin, size in zip(begins, sizes)]
         self._store = recording.typestore()
         with recording._open(self._good) as bag:
             self._all = [(c.topic, c.msgtype, t, bytes(raw)) for c, t, raw in bag.messages()]
@@ -668,7 +675,8 @@ class Recordings:
             left.mkdir(parents=True)
             what, mcap = odd_bytes(random, self._good_mcap)
             (left / f"{left.name}.mcap").write_bytes(mcap)
-            yield kind, what, self._repair
+            whole = [now_ns for now_ns, chunk in zip(self._steps, self._chunks) if chunk in mcap]
+            yield kind, what, partial(self._repair, whole, what.startswith(("drop", "double")))
             return
         else:
             self._folder.mkdir()
@@ -690,8 +698,17 @@ class Recordings:
             what += ", without metadata.yaml"
         yield kind, what, partial(self._attempt, path)
 
-    def _repair(self) -> bool:
-        repair(self._folder)
+    def _repair(self, whole: list[int], moved: bool) -> bool:
+        """Kept are the steps whose chunks are `whole`, but for one where bytes before it are missing or too many."""
+        try:
+            repair(self._folder)
+        except EdgeError:
+            assert len(whole) <= moved, f"{len(whole)} whole chunks, and none is kept"
+            raise
+        with recording._open(self._folder) as bag:
+            kept = {(c.topic, t, bytes(raw)) for c, t, raw in bag.messages()}
+        lost = {t for topic, _, t, raw in self._all if (topic, t, raw) not in kept}
+        assert len(lost & {*whole}) <= moved, f"lost {len(lost & {*whole})} of {len(whole)} whole chunks"
         return self._attempt(self._folder)
 
     def _attempt(self, path: Path) -> bool:
@@ -782,10 +799,11 @@ def try_job(fuzzer: Any, job: Job, begin: Callable[[str], None] = lambda what: N
         peak_mb, started_s, end, trouble = _peak_mb(), time.process_time(), "refused", ""
         try:
             end = "accepted" if attempt() else "refused"
-        except EdgeError:
-            pass
+        except EdgeError as error:
+            if _is_bug(error):
+                trouble = _told(error.__cause__)
         except Exception as error:
-            trouble = f"{type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__)[-3:])}"
+            trouble = _told(error)
         took_ms = (time.process_time() - started_s) * 1e3
         if not trouble and (jump_mb := _peak_mb() - peak_mb) > JUMP_MB:
             trouble = f"memory jumped by {jump_mb:.0f} MB"
@@ -796,6 +814,22 @@ def try_job(fuzzer: Any, job: Job, begin: Callable[[str], None] = lambda what: N
             report.slowest_ms, report.slowest = took_ms, name
     report.memory_mb = _resident_mb()
     return report
+
+
+def _is_bug(error: EdgeError) -> bool:
+    """Whether `recording.named` hides what our own code raised, and not by `raise`: damaged bytes may lead rosbags to
+    anything, but us only to a field that a damaged definition does not have."""
+    if not isinstance(error, RecordingError) or not isinstance(cause := error.__cause__, Exception):
+        return False
+    if isinstance(cause, AttributeError) and is_dataclass(cause.obj):
+        return False
+    last = traceback.extract_tb(cause.__traceback__)[-1]
+    ours = Path(last.filename).is_relative_to(Path(mm_edge.__file__).parent)
+    return ours and not isinstance(cause, OSError) and not (last.line or "").startswith("raise ")
+
+
+def _told(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__)[-3:])}"
 
 
 def _peak_mb() -> float:
@@ -839,7 +873,7 @@ def _work(pipe: Any, began_s: Any, case: Any, kinds: Mapping[str, Any], folder: 
 class Worker:
     """A process that tries jobs, one at a time, and may end, or have to be ended, in any of them."""
 
-    def __init__(self, kinds: Mapping[str, Any], folder: Path):
+    def __init__(self, kinds: Mapping[str, Any], folder: Path, warm_up_jobs: int):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._began_s, self._case = RawArray("d", 2), RawArray("c", 256)
@@ -849,7 +883,7 @@ class Worker:
         self.process.start()
         theirs.close()
         self.job: Job | None = None
-        self._jobs, self._first_mb = 0, 0.0
+        self._jobs, self._warm_up_jobs, self._first_mb = 0, warm_up_jobs, 0.0
 
     @property
     def case(self) -> str:
@@ -873,7 +907,7 @@ class Worker:
                     raise RuntimeError(f"a worker cannot even start: {report}")
                 return report
             self._jobs += 1
-            if self._jobs <= WARM_UP_JOBS:
+            if self._jobs <= self._warm_up_jobs:
                 self._first_mb = report.memory_mb
             report.memory_mb -= self._first_mb
             return report
@@ -901,7 +935,9 @@ def fuzz(jobs: list[Job], kinds: Mapping[str, Any] = KINDS, done: Callable[[int]
     shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="mm_edge_fuzz", dir=shared_memory) as temporary:
         folder = Path(temporary)
-        workers = [Worker(kinds, folder) for _ in range(min(len(os.sched_getaffinity(0)), len(jobs)))]
+        n = min(len(os.sched_getaffinity(0)), len(jobs))
+        make = partial(Worker, kinds, folder, min(WARM_UP_JOBS, len(jobs) // (2 * n)))
+        workers = [make() for _ in range(n)]
         try:
             while workers:
                 wait([worker.pipe for worker in workers], 0.05)
@@ -917,7 +953,7 @@ def fuzz(jobs: list[Job], kinds: Mapping[str, Any] = KINDS, done: Callable[[int]
                     elif outcome:
                         report.findings.append({"what": worker.case, "seed": worker.job[1], "exception": outcome})
                         worker.end()
-                        workers[i] = Worker(kinds, folder)
+                        workers[i] = make()
         finally:
             for worker in workers:
                 worker.end()

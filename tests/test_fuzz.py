@@ -15,6 +15,7 @@ import pytest
 for library in ("cv2", "onnx", "onnxruntime", "rosbags"):
     pytest.importorskip(library, reason=f"{library} is not installed")
 
+from mm_edge import recording
 from tests.fuzz import fuzz
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,11 @@ def fails() -> bool:
     raise ValueError("no EdgeError")
 
 
+def fails_in_our_code_and_is_named() -> bool:
+    with recording.named("run", "cannot be read"):
+        recording._absolute(7)
+
+
 def ends_the_process() -> bool:
     os.abort()
 
@@ -61,21 +67,41 @@ def takes_400_mb() -> bool:
     return bool(np.ones(400 * 2**20, np.uint8)[0])
 
 
+KEPT = []
+
+
+def keeps_40_mb() -> bool:
+    KEPT.append(np.ones(40 * 2**20, np.uint8))
+    return True
+
+
 def is_well() -> bool:
     return True
 
 
 def test_whatever_goes_wrong_is_found_and_the_rest_is_still_tried():
-    kinds = {a.__name__: partial(Planted, a) for a in (fails, ends_the_process, hangs, is_well)}
+    kinds = {
+        a.__name__: partial(Planted, a)
+        for a in (fails, fails_in_our_code_and_is_named, ends_the_process, hangs, is_well)
+    }
     report = fuzz([(name, "the seed") for name in kinds], kinds)
     found = {finding["what"].split(":")[0]: finding["exception"].split("\n")[0] for finding in report.findings}
     assert found == {
         "fails": "ValueError: no EdgeError",
+        "fails_in_our_code_and_is_named": "AttributeError: 'int' object has no attribute 'lstrip'",
         "ends_the_process": "the process ended with -6",
         "hangs": "took longer than 1 s",
     }
     assert {finding["seed"] for finding in report.findings} == {"the seed"}
     assert report.tried["is_well: planted", "accepted"] == 1
+
+
+def test_a_leak_is_found_however_few_jobs_a_worker_gets(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    report = fuzz([("planted", "the seed")] * 10, {"planted": partial(Planted, keeps_40_mb)})
+    (finding,) = report.findings
+    grew = re.fullmatch(r"resident memory grew by (\d+) MB", finding["exception"])
+    assert grew and 200 <= int(grew[1]) < 300, finding
 
 
 def test_a_jump_in_memory_is_found(monkeypatch):

@@ -20,8 +20,8 @@ from rosbags.typesys import Stores, get_typestore
 from mm_edge.cli import main
 from mm_edge.errors import RecordingError, SampleError
 from mm_edge.messages import to_ros
-from mm_edge.recording import Command, RecordingWriter, Tick, empty_message, partial, read, read_metadata
-from mm_edge.repair import repair
+from mm_edge.recording import Command, RecordingWriter, Tick, _compress, empty_message, partial, read, read_metadata
+from mm_edge.repair import _begin, repair
 from mm_edge.types import Action, Audio, Sample, Scan, StreamSpec
 
 SPECS = [
@@ -155,8 +155,8 @@ def test_an_exception_leaves_nothing_that_looks_whole(tmp_path):
     for path in tmp_path.rglob("*"):
         with pytest.raises(RecordingError):
             list(read(path, SPECS))
-    record(tmp_path / "episode")  # and it may be tried again
-    assert [p.name for p in tmp_path.iterdir()] == ["episode"]
+    with pytest.raises(RecordingError, match=r"episode.partial: exists already; `mm-edge record .*` repairs it"):
+        record(tmp_path / "episode")
 
 
 def write_until_killed(path, started):
@@ -244,6 +244,14 @@ def test_json_that_is_no_object_is_refused(tmp_path, topic, text):
         list(read(path, SPECS, {"imu": "imu"}))
 
 
+@pytest.mark.parametrize("streams", [7, ["imu"], {"imu": None}])
+def test_streams_that_are_no_topics_are_refused(tmp_path, streams):
+    with RecordingWriter(tmp_path / "bag", SPECS, metadata={"streams": streams}) as recording:
+        recording.write(SAMPLES[4])
+    with pytest.raises(RecordingError, match="bag: expected streams as a topic for each, got "):
+        list(read(tmp_path / "bag", SPECS))
+
+
 def test_a_damaged_index_that_loses_a_topic_is_noticed(tmp_path):
     path = record(tmp_path / "episode")
     whole = (path / "episode.mcap").read_bytes()
@@ -287,13 +295,24 @@ def samples(path):
     return [bits(record) for record in read(path, SPECS, topics) if isinstance(record, Sample)]
 
 
+def walk(file):
+    """From record to record, as readers go that do not look at the index."""
+    at = 8
+    while at < len(file) - 8:
+        at += 9 + int.from_bytes(file[at + 1 : at + 9], "little")
+    assert at == len(file) - 8
+
+
 def test_every_whole_chunk_is_kept_wherever_the_file_was_cut(tmp_path, left):
     data, chunks = left
     sizes = {0, *(at + by for begin, end in chunks for at in (begin, (begin + end) // 2, end) for by in (-1, 0, 1))}
     for size in sorted(sizes):
         path, whole = leave(tmp_path / str(size), data[:size]), sum(end <= size for _, end in chunks)
         if not whole:
-            with pytest.raises(RecordingError, match=f"{size}.partial: no(thing had been written| chunk is whole)"):
+            told = (
+                "no chunk is whole .* remove it, or record under another name$" if size else "nothing had been written"
+            )
+            with pytest.raises(RecordingError, match=f"{size}.partial: {told}"):
                 repair(path)
             assert partial(path).exists() == (size > 0)
             continue
@@ -316,10 +335,9 @@ def test_a_flipped_bit_costs_no_other_chunk_than_its_own(tmp_path_factory, left,
     repaired, got, every = repair(path), samples(path), [bits(sample) for sample in SAMPLES]
     others = [sample for sample, (begin, end) in zip(every, chunks) if not begin <= at < end]
     assert got == others or (got == every and not repaired.lost)  # what a chunk's head says can be told from the rest
-    file, at = path.joinpath("episode.mcap").read_bytes(), 8
-    while at < len(file) - 8:  # from record to record, as readers go that do not look at the index
-        at += 9 + int.from_bytes(file[at + 1 : at + 9], "little")
-    assert at == len(file) - 8 > len(data)
+    file = path.joinpath("episode.mcap").read_bytes()
+    walk(file)
+    assert len(file) - 8 > len(data)
 
 
 def test_what_was_lost_is_told(tmp_path):
@@ -358,6 +376,66 @@ def test_of_a_recording_killed_as_it_ended_nothing_is_lost(tmp_path, lacks):
     assert [bits(sample) for sample in read(path, SPECS)] == [bits(sample) for sample in SAMPLES]
 
 
+def test_a_chunk_is_lost_alone_where_bytes_before_it_are_missing_or_too_many(tmp_path, left):
+    """Taken out of the index before it, or put between that and it."""
+    data, chunks = left
+    (_, end), (begin, _) = chunks[2], chunks[3]
+    expected = [bits(sample) for sample in (*SAMPLES[:3], *SAMPLES[4:])]
+    for changed in (
+        data[: end + 5] + data[end + 9 :],
+        data[: begin - 40] + data[begin:],
+        data[:begin] + bytes(5) + data[begin:],
+    ):
+        path = leave(tmp_path / str(len(changed)), changed)
+        assert repair(path).lost_bytes > 0 and samples(path) == expected
+        walk((path / f"{path.name}.mcap").read_bytes())
+
+
+def test_an_index_of_topics_that_nothing_defines_is_lost_without_a_name(tmp_path, left):
+    data, chunks = left
+    damaged, (begin, end) = bytearray(data), chunks[3]
+    damaged[begin + 60] ^= 1
+    damaged[end + 9 : end + 11] = b"\xff\xff"  # number of a channel
+    repaired = repair(leave(tmp_path / "episode", damaged))
+    assert repaired.lost_bytes == chunks[4][0] - begin and set(repaired.lost) <= {"/points", "/mm_edge/tick"}
+
+
+def test_a_torn_chunk_of_a_large_message_is_looked_at_in_no_time():
+    torn = _compress(RNG.bytes(25_000_000))[:-1000]
+    started_s = time.process_time()
+    assert len(_begin(torn)) > 24_000_000
+    assert time.process_time() - started_s < 2  # in linear time 0.05
+
+
+def test_what_is_still_being_recorded_is_not_repaired(tmp_path):
+    path = tmp_path / "episode"
+    with RecordingWriter(path, SPECS) as recording:
+        for sample in SAMPLES:
+            with pytest.raises(RecordingError, match=r"episode.partial: is being recorded by another process"):
+                repair(path)
+            recording.write(sample)
+            recording.flush()
+    assert samples(path) == [bits(sample) for sample in SAMPLES]
+
+
+def test_a_repair_leaves_what_is_not_its_own(tmp_path, left):
+    """As after `mv episode.partial other.partial`."""
+    partial(leave(tmp_path / "episode", left[0])).rename(tmp_path / "other.partial")
+    with pytest.raises(
+        RecordingError, match=r"expected a recording in other/other.mcap, got \['episode', .*left as it"
+    ):
+        repair(tmp_path / "other")
+    assert (tmp_path / "other.partial/episode/episode.mcap").read_bytes() == left[0]
+
+
+def test_what_else_lies_beside_a_recording_stays_there(tmp_path):
+    with RecordingWriter(tmp_path / "episode", SPECS) as recording:
+        recording.write(SAMPLES[0])
+        (partial(tmp_path / "episode") / "notes").write_text("windy")
+    assert samples(tmp_path / "episode") == [bits(SAMPLES[0])]
+    assert (tmp_path / "episode.partial/notes").read_text() == "windy"
+
+
 def test_a_repair_never_overwrites_a_recording(tmp_path, left):
     path = leave(record(tmp_path / "episode"), left[0])
     with pytest.raises(RecordingError, match=r"episode: exists already; .*episode.partial is left as it is"):
@@ -374,11 +452,28 @@ def test_record_repairs_what_it_finds_and_ends(tmp_path, left, capsys):
     assert samples(path) == [bits(sample) for sample in SAMPLES]
 
 
+def test_a_folder_without_a_name_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path.parent / f"{tmp_path.name}.partial").mkdir()
+    assert main(["record", "."]) == 1
+    assert (
+        capsys.readouterr().err == f"mm-edge record: {tmp_path}: exists already; {tmp_path}.partial is left as it is\n"
+    )
+
+
+def test_the_simulator_leaves_what_is_left_of_another_recording(tmp_path, left, capsys):
+    pytest.importorskip("mujoco", reason="the simulator is not installed")
+    path = leave(tmp_path / "3", left[0])
+    assert main(["record", str(tmp_path), "--sim", "--seed", "3"]) == 1
+    assert f"{path}.partial: exists already" in capsys.readouterr().err
+    repair(path)
+    assert samples(path) == [bits(sample) for sample in SAMPLES]
+
+
 def test_an_episode_of_the_simulator_that_is_cut_short_is_not_kept(tmp_path):
     pytest.importorskip("mujoco", reason="the simulator is not installed")
     command = [sys.executable, "-m", "mm_edge.cli", "record", str(tmp_path), "--sim", "--seed", "3"]
     command += ["--episodes", "50"]  # so that it is not done before this process comes to it
-    partial(tmp_path / "3").mkdir()  # of one that was killed
     simulator = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     end = time.monotonic() + 60
     while not [*tmp_path.glob("3.partial/3/3.mcap")]:
@@ -387,7 +482,6 @@ def test_an_episode_of_the_simulator_that_is_cut_short_is_not_kept(tmp_path):
     simulator.send_signal(signal.SIGINT)
     said = simulator.communicate(timeout=60)[1]
     assert simulator.returncode in (130, -signal.SIGINT) and "Traceback" not in said
-    assert f"{tmp_path}/3.partial: an episode that was cut short; it is recorded anew" in said
     assert "cut short, and not kept" in said and not [*tmp_path.glob("*.partial")]
 
 

@@ -1,4 +1,6 @@
 import threading
+import time
+import tracemalloc
 from collections import namedtuple
 
 import numpy as np
@@ -20,6 +22,7 @@ TOPIC = Topic("/imu", MESSAGE_TYPES["imu"], STORE)
 SCAN = StreamSpec("scan", "scan", (2, 120), 10, 300, range_max_m=6)  # of which nothing ever comes
 META = {"robot": "test", "streams": {"imu": "/imu", "scan": "/scan"}}
 T0 = 1_700_000_000_000_000_000
+MS = 1_000_000
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -34,6 +37,13 @@ def put(tape, arrival_ns, stamp_ns=None):
     msg = empty_message(STORE, TOPIC.type_name)
     to_ros("imu", msg, T0 + (arrival_ns if stamp_ns is None else stamp_ns), np.ones(6, np.float32))
     tape.put(TOPIC, bytes(STORE.serialize_cdr(msg, TOPIC.type_name)), T0 + arrival_ns)
+
+
+def wait(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def story(path):
@@ -88,6 +98,57 @@ def test_stamps_by_a_clock_that_the_model_has_set_right_move_nothing(tape, tmp_p
     assert story(tmp_path / "run") == [*expected, ("imu", 3001, 2400)]
 
 
+def test_a_tick_is_set_right_also_where_what_it_saw_before_is_long_on_the_disk(tape, tmp_path):
+    """Samples come every two seconds; that of 2000 ms comes here 5 ns after the tick that saw it, at 2001 ms."""
+    put(tape, 0)
+    tape.tick(T0 + MS, {"/imu": T0})
+    wait(lambda: tape.counts)
+    for now_ms in (900, 1800):
+        tape.tick(T0 + now_ms * MS, {"/imu": T0})
+    tape.tick(T0 + 2001 * MS, {"/imu": T0 + 2000 * MS})
+    put(tape, 2001 * MS + 5, stamp_ns=2000 * MS)
+    tape.close()
+    assert story(tmp_path / "run")[-2:] == [("imu", 2001 * MS - 1, 2000 * MS), ("tick", 2001 * MS)]
+
+
+def test_what_comes_long_after_the_last_tick_stays_where_it_came(tape, tmp_path):
+    """The model has ended, and then the sensor's clock falls back."""
+    put(tape, 1000 * MS)
+    tape.tick(T0 + 1001 * MS, {"/imu": T0 + 1000 * MS})
+    for arrival_ms in (1500, 3000):
+        put(tape, arrival_ms * MS, stamp_ns=(arrival_ms - 1000) * MS)
+    tape.close()
+    arrivals = [arrival_ns // MS for what, arrival_ns, *_ in story(tmp_path / "run") if what == "imu"]
+    assert arrivals == [1000, 1500, 3000]
+
+
+def test_a_clock_that_goes_back_ends_the_recording_well_and_it_says_so(tape, tmp_path):
+    for arrival_ms in (5000, 4950, 2000, 2010, 5100):
+        put(tape, arrival_ms * MS)
+    tape._thread.join(30)
+    assert tape.trouble == f"{tmp_path}/run: the clock went back by 3.0 s: recording ends before that"
+    assert [arrival_ns // MS for _, arrival_ns, _ in story(tmp_path / "run")] == [4950, 5000]
+    assert read_metadata(tmp_path / "run")["outcome"] == {"dropped": {}, "ended": tape.trouble}
+
+
+def test_a_message_without_a_header_is_kept_as_it_came(tape, tmp_path):
+    put(tape, 100)
+    tape.tick(T0 + 200, {"/imu": T0 + 100})
+    tape.put(TOPIC, b"\0\1\0\0", T0 + 300)
+    tape.tick(T0 + 400, {"/imu": T0 + 100})
+    tape.close()
+    assert not tape.trouble and tape.counts == {"/imu": 2}
+
+
+def test_a_topic_that_cannot_be_added_is_named(tape, tmp_path):
+    tape.put(Topic("/mm_edge/tick", "std_msgs/msg/String", STORE), b"\0\1\0\0", T0)
+    tape._thread.join(30)
+    what = (
+        "run: /mm_edge/tick, a std_msgs/msg/String, cannot be written: WriterError: Connection can only be added once"
+    )
+    assert what in tape.trouble
+
+
 def test_a_slow_disk_costs_samples_that_are_counted_and_nobody_waits_for_it(tmp_path, monkeypatch):
     """The disk stands still until 100 messages have come, and memory holds ten of them."""
     disk = threading.Event()
@@ -106,6 +167,19 @@ def test_a_slow_disk_costs_samples_that_are_counted_and_nobody_waits_for_it(tmp_
     assert read_metadata(tmp_path / "run")["outcome"] == {"dropped": {"/imu": 90}}
 
 
+def test_what_waits_takes_no_more_memory_than_it_may_however_small_it_is(tape, monkeypatch):
+    """Measured: 10000 messages of 5 bytes and as many ticks."""
+    monkeypatch.setattr(tapes, "MEMORY_BYTES", 1_000_000)
+    monkeypatch.setattr(tapes, "TURN_S", 60)
+    tracemalloc.start()
+    for i in range(10_000):
+        tape.put(TOPIC, bytes([*b"\0\1\0\0", i % 256]), T0 + i)
+        tape.tick(T0 + i, {})
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 1_200_000 and tape.dropped["/imu"] > 0 and tape.dropped["/mm_edge/tick"] > 0
+
+
 def test_a_disk_that_fills_up_ends_the_recording_well(tmp_path, monkeypatch):
     free = iter([300 * MB, 250 * MB])
     monkeypatch.setattr(tapes.shutil, "disk_usage", lambda path: Usage(0, 0, next(free, 150_500_000)))
@@ -115,6 +189,8 @@ def test_a_disk_that_fills_up_ends_the_recording_well(tmp_path, monkeypatch):
     assert tape.trouble == (
         f"{tmp_path}/run: its disk has 150 MB left, expected at least 200: recording ends before it is full"
     )
+    tape.tick(T0 + 2, {})
+    assert not tape._new
     assert story(tmp_path / "run") == [("imu", 1, 1)]
 
 
@@ -128,8 +204,7 @@ def test_a_disk_that_cannot_be_written_to_leaves_what_can_be_repaired(tmp_path, 
     """The second chunk fails half-way."""
     tape = Tape(tmp_path / "run", META, 0)
     put(tape, 1)
-    while not tape.counts:
-        threading.Event().wait(0.01)
+    wait(lambda: tape.counts)
     write = tape._recording.message
 
     def fail(*args):
@@ -149,6 +224,12 @@ def test_of_nothing_nothing_is_kept(tape, tmp_path):
     tape.close()
     assert tape.trouble == f"{tmp_path}/run: nothing came, and nothing is kept"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RecordingError, match="file/run: cannot be written: FileExistsError"):
+        Tape(tmp_path / "file" / "run", META, 0)
 
 
 @pytest.mark.parametrize("there", [lambda path: path, partial])

@@ -24,7 +24,7 @@ from mm_edge.cli import at_least
 from mm_edge.commands.ros import find_ros
 from mm_edge.errors import EdgeError
 from mm_edge.messages import TOPICS
-from mm_edge.recording import RecordingWriter, partial
+from mm_edge.recording import RecordingWriter, partial, refuse_existing
 from mm_edge.repair import repair
 from mm_edge.types import Action, Sample, StreamSpec
 
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.sim:
         return _record_sim(args)
+    args.out = args.out.resolve()  # "." has no name
     if partial(args.out).exists():
         print(repair(args.out))
         return 0
@@ -68,7 +69,7 @@ def _record_robot(args: argparse.Namespace) -> int:
     ros = find_ros()
     bundle = args.bundle or (None if args.topics and not args.streams else SHIPPED)
     parameters = {
-        "out": str(args.out.resolve()),
+        "out": str(args.out),
         "bundle": str(bundle.resolve()) if bundle else "",
         "streams": args.streams,
         "topics": args.topics,
@@ -89,12 +90,10 @@ def _record_sim(args: argparse.Namespace) -> int:
     if missing := [spec.name for spec in streams if spec.name not in {*TIMING, "text"}]:
         raise EdgeError(f"{bundle}: the simulator has no stream {missing}, only {[*TIMING, 'text']}")
     paths = {seed: args.out / str(seed) for seed in range(args.seed, args.seed + args.episodes)}
-    if there := [str(path) for path in paths.values() if path.exists()]:
-        raise EdgeError(f"{there[0]}: exists already; recordings are never overwritten")
+    for path in paths.values():
+        refuse_existing(path)
     args.out.mkdir(parents=True, exist_ok=True)
     for seed, path in tqdm(paths.items(), "record"):
-        if partial(path).exists():
-            print(f"{partial(path)}: an episode that was cut short; it is recorded anew", file=sys.stderr)
         try:
             record_episode(path, seed, streams)
         except BaseException:  # half an episode has no outcome, and its seed gives it again

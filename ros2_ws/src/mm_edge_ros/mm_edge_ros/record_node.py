@@ -54,7 +54,7 @@ class RecordNode(Node):
         self._stamped: dict[str, str] = {}  # stream -> topic, where Output.sources has the stamp of the header
         self._metadata: dict[str, Any] = {"robot": socket.gethostname(), "streams": {}}
         for spec in specs:
-            topic = self.resolve_topic_name({**topics(specs), **given}[spec.name])
+            topic = self._resolve({**topics(specs), **given}[spec.name])
             depth = max(10, math.ceil(spec.rate_hz))
             kept = usual_offer(spec)[1]
             self._sources[topic] = Source(self, topic, self._take, MESSAGE_TYPES[spec.kind], kept, depth)
@@ -64,12 +64,20 @@ class RecordNode(Node):
         if self._bundle:
             self._metadata["bundle"] = self._bundle.id
             names = ["edge/output", "cmd_vel_raw", "cmd_vel", *names]
-        for topic in map(self.resolve_topic_name, filter(None, names)):
+        for topic in map(self._resolve, filter(None, names)):
             self._sources.setdefault(topic, Source(self, topic, self._take))
+        if own := sorted({recording.TICK, recording.META, recording.OUTCOME} & self._sources.keys()):
+            raise EdgeError(f"expected topics of the robot, got {own}, where a recording keeps its own notes")
         self._output = self.resolve_topic_name("edge/output")
         self._told, self._min_free_bytes = 0, round(min_free_mb * MB)
         self._tape: Tape | None = None
         self._beginning = self.create_timer(0.0, self._begin, clock=STEADY)  # from when on Ctrl-C ends it well
+
+    def _resolve(self, name: str) -> str:
+        try:
+            return self.resolve_topic_name(name)
+        except RuntimeError as error:  # rcl's
+            raise EdgeError(f"expected the name of a topic, got {name!r}: {str(error).partition(', at ')[0]}") from None
 
     def _begin(self) -> None:
         self.destroy_timer(self._beginning)
@@ -87,9 +95,11 @@ class RecordNode(Node):
     def _tick(self, data: bytes) -> None:
         try:
             output = json.loads(deserialize_message(data, String).data)
-            sources = {self._stamped[name]: ns for name, ns in output["sources"].items() if name in self._stamped}
-            self._tape.tick(output["stamp_ns"], sources)
-        except (ValueError, TypeError, KeyError) as error:
+            sources = {self._stamped[name]: int(ns) for name, ns in output["sources"].items() if name in self._stamped}
+            if not 0 < (now_ns := int(output["stamp_ns"])) < 2**63:
+                raise ValueError(f"a stamp of {now_ns} ns")
+            self._tape.tick(now_ns, sources)
+        except Exception as error:  # anything may come on a topic
             self.get_logger().warning(f"{self._output}: no output of an edge_node ({error!r}), and no tick", once=True)
 
     def _look(self) -> None:
@@ -106,6 +116,9 @@ class RecordNode(Node):
 
     def destroy_node(self) -> None:
         """End the recording, and say what is in it. Status 1 if anything is wrong with it."""
+        if self._tape is None:  # it was refused, or ended before it began
+            super().destroy_node()
+            return
         for source in self._sources.values():
             source.destroy()
         self._tape.close()
@@ -114,7 +127,9 @@ class RecordNode(Node):
             try:
                 print(repair(self._out))
             except EdgeError as error:
-                troubles.append(f"{error}; once there is room, `mm-edge record {self._out}` repairs it")
+                full = isinstance(error.__cause__, OSError)
+                hint = f"; once there is room, `mm-edge record {self._out}` repairs it" if full else ""
+                troubles.append(f"{error}{hint}")
         else:
             for name, source in self._sources.items():
                 lost = {"to a slow disk": self._tape.dropped[name], "on their way here": source.missed}
@@ -172,6 +187,8 @@ class Source:
         self._types = types
         qos = [info.qos_profile for info in infos if info.topic_type == self._type_name]
         kept = self._asked and all(q.durability == Durability.TRANSIENT_LOCAL for q in qos)
+        if self._heard and self._had:  # what was kept once would come again, and be recorded as new
+            kept = kept and self._had[1]
         if self._had != (self._type_name, kept):
             self._had = self._type_name, kept
             self.destroy()
