@@ -1,6 +1,7 @@
 """Datasets in the LeRobotDataset v3 layout: there and back."""
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_the_layout_is_that_of_version_3(tmp_path):
     )
 
 
-def drive(path, commands_s=(0.0, 9.0), camera_s=(0.0, 9.0), more=()):
+def drive(path, commands_s=(0.0, 9.0), camera_s=(0.0, 9.0), more=(), gravity=9.75):
     """Nine seconds of a base: a camera of odd size at 10 Hz, an IMU at 20 Hz and twists at 20 Hz, 10 ms after it."""
     specs = [
         StreamSpec("camera", "image", (), 10, 0),
@@ -195,7 +196,7 @@ def drive(path, commands_s=(0.0, 9.0), camera_s=(0.0, 9.0), more=()):
             at_ns = T0_NS + i * NS // 20
             if i % 2 == 0 and camera_s[0] <= i / 20 < camera_s[1]:
                 recording.write(Sample("camera", at_ns, at_ns, picture(i // 2, 33, 47)))
-            recording.write(Sample("imu", at_ns, at_ns, np.float32([i, 0, 9.75, 0, 0, 0])))
+            recording.write(Sample("imu", at_ns, at_ns, np.float32([i, 0, gravity, 0, 0, 0])))
             if not commands_s[0] <= i / 20 < commands_s[1]:
                 continue
             action = Action(("linear_x", "angular_z"), np.float32([[i / 100, -0.5]]), 0.0)
@@ -234,6 +235,24 @@ def test_an_episode_ends_where_something_is_not_known(tmp_path, lacks, lengths):
     assert [episode["length"] for episode in episodes] == lengths
 
 
+def test_a_recording_that_gives_nothing_is_named(tmp_path, capsys):
+    """And does not say what others look like."""
+    a = drive(tmp_path / "in" / "a", gravity=math.nan)  # its IMU sends, but nothing good
+    b = drive(tmp_path / "in" / "b", commands_s=(9.0, 9.0))
+    c = drive(tmp_path / "in" / "c", commands_s=(0.0, 2.0), camera_s=(3.0, 9.0))
+    drive(tmp_path / "in" / "d")
+    assert main(["to", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path}/out: 1 episodes\n" and said.err.splitlines() == [
+        f"{a}: gives no frame: has no imu",
+        f"{b}: gives no frame: has no commands of ['linear_x', 'angular_z']",
+        f"{c}: gives no frame: its streams and a command were never good at the same time",
+    ]
+    features = json.loads((tmp_path / "out" / "meta" / "info.json").read_text())["features"]
+    assert features["observation.state"]["shape"] == [6]
+    assert numbers(rows_of(tmp_path / "out"), "observation.state").shape == (90, 6)
+
+
 def test_what_cannot_be_converted_is_refused_by_name(tmp_path, capsys):
     dataset = write_dataset(tmp_path / "dataset")
     assert main(["from", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 1
@@ -256,6 +275,14 @@ def test_what_cannot_be_converted_is_refused_by_name(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").glob("*[0-9]")] == ["0"]  # whole or not at all
     with pytest.raises(RecordingError, match="out: exists already; datasets are never overwritten"):
         to_lerobot(find(tmp_path / "out" / "0"), tmp_path / "out")
+    drive(tmp_path / "in" / "a")
+    (drive(tmp_path / "in" / "b") / "b.mcap").write_bytes(b"")
+    with pytest.raises(RecordingError, match=r"in/b: cannot be read"):
+        to_lerobot(find(tmp_path / "in"), tmp_path / "again")
+    assert not (tmp_path / "again.partial").exists()  # before hours of work
+    with pytest.raises(SystemExit):
+        main(["to", str(tmp_path / "in"), str(tmp_path / "again"), "--fps", "-1"])
+    assert "argument --fps: expected at least 1, got -1" in capsys.readouterr().err
 
 
 def test_what_is_left_out_is_told(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ def message(topic, i, rate_hz):
 
     def joints(msg):
         stamped(msg)
+        msg.name = ["shoulder", "elbow"]
         msg.position, msg.velocity = np.float64([i, -i]) / 100, np.float64([0.5, 0.25])
 
     def fix(msg):
@@ -143,11 +145,12 @@ def test_imu_scan_sound_and_text_of_our_own_recordings_keep_their_names(tmp_path
 def test_labels_are_measured(tmp_path):
     record(tmp_path / "a")
     label = label_of(find(tmp_path))
-    assert (label.topic, label.names, label.units) == ("arm/joint_trajectory", ("shoulder", "elbow"), ("rad", "rad"))
+    assert (label.topic, label.names, label.units) == ("arm/joint_trajectory", ("shoulder", "elbow"), ("", ""))
     assert label.min == (0.0, -0.5) and label.max == pytest.approx((0.59, 0.0))  # limits hold 0
     assert label.max_rate == pytest.approx((0.01 / 0.05, 1.0), rel=1e-4)  # 1.0 where nothing was measured
     record(tmp_path / "b", BASE)
     base = label_of(find(tmp_path), "/cmd_vel")
+    assert base.units == ("m/s", "rad/s")
     assert (base.names, base.min, base.max, base.max_rate) == (
         ("linear_x", "angular_z"), (0.0, 0.0), (0.25, 0.5), pytest.approx((5, 10)),
     )  # fmt: skip
@@ -209,9 +212,26 @@ def nan_odometry(topic, at_s, msg):
         msg.twist.twist.linear.x = math.nan
 
 
+def lossy(topic, at_s, msg):
+    return not (topic == "/front/image_raw" and round(10 * at_s) % 5 in (3, 4))
+
+
+def slower(topic, at_s, msg):
+    return not (topic == "/rear/image_raw" and at_s > 2 and round(10 * at_s) % 2)
+
+
 def clock_set(topic, at_s, msg):
     if topic == "/odom" and at_s >= 1.5:
         msg.header.stamp.sec -= 3600
+
+
+def behind(seconds):
+    def edit(topic, at_s, msg):
+        if topic == "/front/image_raw":
+            stamp_ns = msg.header.stamp.sec * NS + msg.header.stamp.nanosec - round(seconds * NS)
+            msg.header.stamp.sec, msg.header.stamp.nanosec = divmod(stamp_ns, NS)
+
+    return edit
 
 
 def ahead(topic, at_s, msg):
@@ -233,11 +253,31 @@ def short(topic, at_s, msg):
         msg.velocity = np.zeros(0)
 
 
+def in_another_order(topic, at_s, msg):
+    if topic == "/joint_states" and at_s >= 1.5:
+        msg.name, msg.position = msg.name[::-1], msg.position[::-1].copy()
+
+
+def only_shoulder(topic, at_s, msg):
+    if topic == ARM:
+        msg.joint_names, msg.points[0].positions = ["shoulder"], msg.points[0].positions[:1].copy()
+
+
+def and_wrist(topic, at_s, msg):
+    if topic == ARM:
+        msg.joint_names, msg.points[0].positions = [*msg.joint_names, "wrist"], np.float64([0.0, -0.5, 0.25])
+
+
+def velocities(topic, at_s, msg):
+    if topic == ARM:
+        msg.points[0].velocities, msg.points[0].positions = msg.points[0].positions, np.zeros(0)
+
+
 SLOW = {**RATES, "/rear/image_raw": 5}
 BAD = {
     "missing topic": (
         {"edit": drop("/rear/image_raw")},
-        "error: {bad} at 0.00 s: rear_image_raw: missing, though other recordings have it (leaves out the recording)",
+        "warning: {bad} at 0.00 s: rear_image_raw: missing, though other recordings have it",
     ),
     "missing commands": (
         {"edit": drop(ARM)},
@@ -248,6 +288,16 @@ BAD = {
         "error: {bad} at 0.95 s: /arm/joint_trajectory: unlabelled for 1.55 s: no command, though sensors went on "
         "(leaves out the ticks)",
     ),
+    "unlabelled stretches": (
+        {"edit": lambda topic, at_s, msg: topic != ARM or at_s % 3 < 1, "seconds": 6},
+        "error: {bad} at 0.95 s: /arm/joint_trajectory: unlabelled for 2.05 s: no command, though sensors went on; "
+        "1 more, 4.05 s in all (leaves out the ticks)",
+    ),
+    "goals alone": (
+        {"edit": lambda topic, at_s, msg: topic != ARM or at_s in (0, 2)},
+        "error: {bad} at 0.00 s: /arm/joint_trajectory: labelled for 0.00 s: expected finite commands, at least one "
+        "every 1.0 s (leaves out the recording)",
+    ),
     "mixed rates": (
         {"rates": SLOW},
         "error: {bad} at 0.00 s: /rear/image_raw: mixed rates: 5.0 Hz, elsewhere 10.0 Hz (leaves out the recording)",
@@ -256,6 +306,11 @@ BAD = {
         {"edit": empty},
         "error: {bad} at 0.00 s: all topics: an empty episode: sensors sent for 0.45 s (leaves out the recording)",
     ),
+    "nan actions": (
+        {"edit": lambda topic, at_s, msg: nan_command(topic, at_s % 2, msg), "seconds": 4},
+        "error: {bad} at 1.00 s: /arm/joint_trajectory: 2 commands in a row are not finite in elbow; 1 more, 4 in all "
+        "(leaves out the ticks)",
+    ),
     "nan action": (
         {"edit": nan_command},
         "error: {bad} at 1.00 s: /arm/joint_trajectory: 2 commands in a row are not finite in elbow "
@@ -263,7 +318,26 @@ BAD = {
     ),
     "other length": (
         {"edit": short},
-        "error: {bad} at 0.00 s: /joint_states: expected 4 numbers as in other recordings, got 2 "
+        "error: {bad} at 0.00 s: /joint_states: expected 4 numbers (position, velocity of ['shoulder', 'elbow']) as in "
+        "other recordings, got 2 numbers (position of ['shoulder', 'elbow']) (leaves out the recording)",
+    ),
+    "order of joints": (
+        {"edit": in_another_order},
+        "warning: {bad} at 1.50 s: /joint_states: 30 messages of no use; the first: expected position, velocity of "
+        "['shoulder', 'elbow'], got position, velocity of ['elbow', 'shoulder']",
+    ),
+    "fewer joints": (
+        {"edit": only_shoulder},
+        "error: {bad} at 0.00 s: /arm/joint_trajectory: expected ('shoulder', 'elbow'), got none for ['elbow'] "
+        "(leaves out the recording)",
+    ),
+    "more joints": (
+        {"edit": and_wrist},
+        "warning: {bad} at 0.00 s: /arm/joint_trajectory: not learned, as other recordings lack it: wrist",
+    ),
+    "velocities": (
+        {"edit": velocities},
+        "error: {bad} at 0.00 s: /arm/joint_trajectory: expected positions as in other recordings, got velocities "
         "(leaves out the recording)",
     ),
     "nan in a sensor": (
@@ -275,6 +349,28 @@ BAD = {
         "warning: {bad} at 2.00 s: /gps: 4 messages of no use; the first: expected a fix, got status -1: no satellites",
     ),
     "gap": ({"edit": drop("/odom", 1.0, 2.5)}, "warning: {bad} at 0.95 s: /odom: silent for 1.55 s"),
+    "lost frames": (
+        {"edit": lossy},
+        "warning: {bad} at 0.00 s: /front/image_raw: 6.3 messages a second at 10.0 Hz: some are lost, or its rate "
+        "changes",
+    ),
+    "changing rate": (
+        {"edit": slower, "seconds": 4},
+        "warning: {bad} at 0.00 s: /rear/image_raw: 7.6 messages a second at 10.0 Hz: some are lost, or its rate "
+        "changes",
+    ),
+    "clock behind": (
+        {"edit": behind(0.9)},
+        "warning: {bad} at 0.00 s: /front/image_raw: skew: stamped 0.90 s before the other streams",
+    ),
+    "skew": (
+        {"edit": behind(2.0)},
+        "warning: {bad} at 0.00 s: /front/image_raw: skew: stamped 2.02 s before the recording had it",
+    ),
+    "future": (
+        {"edit": ahead},
+        "warning: {bad} at 0.00 s: /lidar: 15 messages from the future, by up to 0.98 s: they are refused",
+    ),
     "clock jump": (
         {"edit": clock_set},
         "warning: {bad} at 1.50 s: /odom: its clock jumps by -3600.00 s against the robot's",
@@ -282,23 +378,20 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("where", ["a", "c"])
 @pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_named_with_file_and_time(tmp_path, what):
-    for name in ("a", "b"):
+def test_bad_input_is_named_with_file_and_time(tmp_path, what, where):
+    """Be it the first recording or the last."""
+    good = [name for name in ("a", "b", "c") if name != where]
+    for name in good:
         record(tmp_path / name)
     changes, said = BAD[what]
-    bad = record(tmp_path / "c", **changes)
+    bad = record(tmp_path / where, **changes)
     report = checked(recordings := find(tmp_path))
     assert said.format(bad=bad) in map(str, report.findings)
     assert {finding.path for finding in report.errors} == ({bad} if said.startswith("error") else set())
     left = [recording.path.name for recording in report.usable(recordings)]
-    assert left == (["a", "b"] if "leaves out the recording" in said else ["a", "b", "c"])
-
-
-def test_skew_and_stamps_from_the_future_are_told(tmp_path):
-    path = record(tmp_path / "a", edit=ahead)
-    found = [str(finding) for finding in checked(find(tmp_path)).findings]
-    assert f"warning: {path} at 0.00 s: /lidar: 15 messages from the future, by up to 0.98 s: they are refused" in found
+    assert left == (good if "leaves out the recording" in said else ["a", "b", "c"])
 
 
 def test_damaged_and_unfinished_recordings_are_errors_not_exceptions(tmp_path):
@@ -311,9 +404,12 @@ def test_damaged_and_unfinished_recordings_are_errors_not_exceptions(tmp_path):
     assert main([str(tmp_path)]) == 1
     assert errors[0].startswith(f"error: {tmp_path}/b at 0.00 s: all topics: {tmp_path}/b: cannot be read: ")
     assert f"was cut short; `mm-edge record {tmp_path}/c` repairs it" in errors[1] and len(errors) == 2
+    with pytest.raises(RecordingError, match=r"expected commands to learn from .*, got none; .*/b: cannot be read: "):
+        label_of(find(tmp_path / "b"))
     with pytest.raises(RecordingError, match=r"nothing: expected recordings \(folders with a metadata.yaml"):
         find(tmp_path / "nothing")
     assert main([str(tmp_path / "nothing")]) == 2
+    assert [recording.error for recording in find(tmp_path / "a" / "a.mcap")] == [""]
 
 
 def test_sound_of_another_rate_is_an_error(tmp_path):
@@ -327,8 +423,8 @@ def test_sound_of_another_rate_is_an_error(tmp_path):
                 recording.command("cmd_vel", Action(("linear_x",), np.float32([[0.5]]), 0.0), at_ns, at_ns)
     (error,) = checked(find(tmp_path)).errors
     assert str(error) == (
-        f"error: {tmp_path}/b at 0.00 s: /ears: expected 16000 Hz, 2 channels as elsewhere, got 8000 Hz, 2 "
-        "(leaves out the recording)"
+        f"error: {tmp_path}/b at 0.00 s: /ears: expected 16000 Hz, 2 channels as in other recordings, got 8000 Hz, "
+        "2 channels (leaves out the recording)"
     )
 
 
@@ -371,14 +467,63 @@ def test_a_tick_that_nobody_labelled_weighs_nothing(tmp_path, edit, unknown_ms):
     assert np.isfinite(tables.labels["action"]).all()
 
 
-def test_a_sensor_that_a_recording_lacks_is_masked(tmp_path):
+@pytest.mark.parametrize(("topic", "name"), [("/gps", "gps"), ("/front/image_raw", "front_image_raw")])
+def test_a_sensor_that_a_recording_lacks_is_masked(tmp_path, topic, name):
+    """Be it the one that ticks come with."""
     record(tmp_path / "a")
-    record(tmp_path / "b", edit=drop("/gps"))
-    recordings = find(tmp_path)
+    record(tmp_path / "b", edit=drop(topic))
+    recordings = checked(find(tmp_path)).usable(find(tmp_path))
     streams = streams_of(recordings)
     tables = tables_of(recordings[1], streams, label_of(recordings), tick_of(streams))
-    gps = [spec.name for spec in streams].index("gps")
-    assert not tables.mask[:, gps].any() and len(tables.steps["gps"].x) == 0
+    masked = [spec.name for spec in streams].index(name)
+    assert not tables.mask[:, masked].any() and len(tables.steps[name].x) == 0
+    assert tables.mask.any() and tables.labels["weight"].sum() >= 19
+
+
+def test_a_sensor_that_most_recordings_lack_is_not_used(tmp_path):
+    for name in ("a", "b"):
+        record(tmp_path / name, edit=drop("/gps"))
+    path = record(tmp_path / "c")
+    report = checked(recordings := find(tmp_path))
+    assert "gps" not in [spec.name for spec in streams_of(recordings)] and report.unused == ("/gps",)
+    assert f"warning: {path} at 0.00 s: /gps: not used, as most recordings lack it" in map(str, report.findings)
+    assert report.usable(recordings) == recordings
+
+
+def test_words_are_no_sensors_and_signs_no_words(tmp_path):
+    specs = [StreamSpec("laser", "scan", (), 10, 0), StreamSpec("order", "text", (), 0, 0)]
+    for name, text in (("a", "go"), ("b", "!")):
+        with RecordingWriter(tmp_path / name, specs) as recording:
+            for at_ns in (T0, T0 + 100 * MS):
+                scan = Scan(np.ones(8, np.float32), 0.0, 0.5, 0.125, 12.0)
+                recording.write(Sample("laser", at_ns, at_ns, scan))
+                recording.command("cmd_vel", Action(("linear_x",), np.float32([[0.5]]), 0.0), at_ns, at_ns)
+            recording.write(Sample("order", T0 + 5 * NS, T0 + 5 * NS, text))
+    a, b = recordings = find(tmp_path)
+    assert [str(error) for error in checked(recordings).errors] == [
+        f"error: {recording.path} at 0.00 s: all topics: an empty episode: sensors sent for 0.10 s "
+        "(leaves out the recording)" for recording in (a, b)
+    ]  # fmt: skip
+    assert [spec.name for spec in streams_of([a])] == ["laser", "order"] and words_of([a]) == ("go",)
+    assert [spec.name for spec in streams_of([b])] == ["laser"]
+    assert b.topics["order"].refused == [(T0 + 5 * NS, "expected words, got '!'")]
+
+
+def test_a_camera_is_no_twin_of_what_is_empty_or_no_picture(tmp_path):
+    topics = {
+        "/cam/image_raw": ("sensor_msgs/msg/Image", 0),
+        "/cam/image_raw/compressed": ("sensor_msgs/msg/CompressedImage", 1),
+        "/front": ("sensor_msgs/msg/PointCloud2", 1), "/front/image_raw": ("sensor_msgs/msg/Image", 1),
+        "/front/image_raw/compressed": ("sensor_msgs/msg/CompressedImage", 1),
+    }  # fmt: skip
+    with Writer(tmp_path / "a", version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, (type_name, count) in topics.items():
+            connection = writer.add_connection(topic, type_name, typestore=STORE)
+            for _ in range(count):
+                writer.write(connection, T0, STORE.serialize_cdr(empty_message(STORE, type_name), type_name))
+    (recording,) = find(tmp_path)
+    assert set(recording.topics) == {"cam_image_raw_compressed", "front", "front_image_raw"}
+    assert recording.unused == ("/cam/image_raw", "/front/image_raw/compressed")
 
 
 def test_joints_are_learned_by_name(tmp_path):
@@ -392,6 +537,58 @@ def test_joints_are_learned_by_name(tmp_path):
     streams, label = streams_of(recordings), label_of(recordings)
     a, b = (tables_of(recording, streams, label, tick_of(streams)).labels["action"] for recording in recordings)
     assert np.array_equal(a, b) and a[1].tolist() == [np.float32(0.02), -0.5]
+
+
+@pytest.mark.parametrize("change", [velocities, None])
+def test_what_changes_its_meaning_within_a_recording_is_refused(tmp_path, change):
+    """From 1.5 s on joints come in another order, or commands are velocities."""
+
+    def edit(topic, at_s, msg):
+        in_another_order(topic, at_s, msg)
+        if topic == ARM and at_s >= 1.5:
+            if change:
+                change(topic, at_s, msg)
+            else:
+                msg.joint_names = msg.joint_names[::-1]
+
+    record(tmp_path / "a", edit=edit)
+    (recording,) = recordings = find(tmp_path)
+    streams = streams_of(recordings)
+    tables = tables_of(recording, streams, label_of(recordings), tick_of(streams))
+    assert len(tables.steps["joint_states"].x) == 16  # the last was measured before 1.5 s
+    assert len(recording.topics["arm/joint_trajectory"].refused) == 30
+    assert tables.labels["weight"].tolist() == [1] * 15 + [0] * 15
+
+
+def test_recordings_that_are_left_out_set_no_limits(tmp_path, capsys):
+    pytest.importorskip("torch", reason="training needs torch")
+    from training.recipe import make_recipe
+    from training.robot import raw_recipe, supply
+    from training.train import RECIPES
+
+    def wild(topic, at_s, msg):
+        if topic == ARM:
+            msg.points[0].positions[0] = 50.0
+
+    record(tmp_path / "a", rates=SLOW, edit=wild)
+    paths = [str(record(tmp_path / name)) for name in ("b", "c")]
+    raw = raw_recipe(RECIPES / "robot.yaml", tmp_path, "", go_on=True)
+    assert raw["data"]["recordings"] == paths and raw["action"]["max"] == pytest.approx([0.59, 0.0])
+    record(tmp_path / "0", edit=only_shoulder)  # comes later, and changes nothing
+    batch = supply(make_recipe(raw, [], ""), 0, tmp_path, workers=1).next()
+    assert batch.labels["action"].shape[-1] == 2
+
+
+def test_a_dimension_that_never_moves_costs_no_more_than_another():
+    torch = pytest.importorskip("torch", reason="training needs torch")
+    from training.robot import loss
+
+    ones = torch.ones(1, 1)
+    batch = SimpleNamespace(labels={"action": torch.zeros(1, 1, 2), "weight": ones}, valid=ones[..., None])
+    out = SimpleNamespace(output=torch.full((1, 1, 2), 0.1), gates=ones, spikes={})
+    recipe = SimpleNamespace(action={"min": [0.0, 0.0], "max": [1.0, 0.0]})
+    total, _ = loss(recipe, None, batch, out)
+    assert total == pytest.approx(0.4 - 0.15 / 2)  # 0.1 of a quarter, less half of beta
 
 
 def test_recordings_of_the_simulator_can_be_learned_from(tmp_path, capsys):

@@ -22,10 +22,23 @@ import numpy as np
 from mm_edge.errors import EdgeError
 from mm_edge.replay import PAUSE_S
 from mm_edge.types import NS, StreamSpec
-from training.recordings import UNLABELLED_S, Label, Recording, Topic, commands_of, find, label_of, streams_of, tick_of
+from training.recordings import (
+    TRAJECTORY,
+    UNLABELLED_S,
+    Label,
+    Recording,
+    Topic,
+    alike,
+    commands_of,
+    find,
+    label_of,
+    streams_of,
+    tick_of,
+)
 
 LEAST_S = 1.0  # a shorter episode is none
-RATE_DIFFERS = 0.2  # as a share of the rate in the other recordings
+RATE_DIFFERS = 0.2  # as a share of the rate in the other recordings, or by the time between two stamps
+LATE_S = 0.2  # which a stream may lie behind the others, or else four periods
 FUTURE_S = 0.05  # the aligner refuses stamps that lie further ahead
 CLOCK_JUMP_S = 1.0
 MOSTLY_STANDING, ONE_SIDED, STILL = 0.8, 4.0, 0.05  # a command below that share of the greatest is none
@@ -116,7 +129,8 @@ class Report:
         for name, unit, low, high, rate in zip(label.names, label.units, label.min, label.max, label.max_rate):
             most = max(1, *b.histogram[name])
             bars = "".join(BARS[-(-8 * n // most)] for n in b.histogram[name])
-            lines.append(f"  {name}: {low:.3g} |{bars}| {high:.3g} {unit}, changes by up to {rate:.3g} {unit} a second")
+            unit = unit and f" {unit}"
+            lines.append(f"  {name}: {low:.3g} |{bars}| {high:.3g}{unit}, changes by up to {rate:.3g}{unit} a second")
         if self.unused:
             lines += ["", f"not used: {', '.join(self.unused)}"]
         found = [f"{len(self.errors)} errors, {len(self.findings) - len(self.errors)} warnings"]
@@ -128,8 +142,8 @@ def check(recordings: Sequence[Recording], streams: Sequence[StreamSpec], label:
     findings: list[Finding] = []
     for recording in recordings:
         findings += _recording(recording, streams, label)
-    for spec in streams:
-        findings += _mixed(recordings, spec)
+    for name in [*(spec.name for spec in streams), label.topic]:
+        findings += _mixed(recordings, name)
     findings += _unbalanced(recordings, label, balance := _balance(recordings, label))
     topics = [(spec.name, [(r, r.topics[spec.name]) for r in recordings if spec.name in r.topics]) for spec in streams]
     topics.append((label.topic, [(r, r.topics[label.topic]) for r in recordings if label.topic in r.topics]))
@@ -151,9 +165,10 @@ def _recording(recording: Recording, streams: Sequence[StreamSpec], label: Label
     if seconds < LEAST_S:
         yield Finding(path, 0.0, "all topics", f"an empty episode: sensors sent for {seconds:.2f} s", "recording")
         return
-    for spec in streams:
-        if spec.name not in topics or not len(topics[spec.name].arrival_ns):
-            yield Finding(path, 0.0, spec.name, "missing, though other recordings have it", "recording")
+    used = [spec.name for spec in streams]
+    for name in used:
+        if name not in topics or not len(topics[name].arrival_ns):
+            yield Finding(path, 0.0, name, "missing, though other recordings have it")
     for name, topic in topics.items():
         reasons: dict[str, list[tuple[int, str]]] = {}
         for at_ns, why in topic.refused:
@@ -162,7 +177,9 @@ def _recording(recording: Recording, streams: Sequence[StreamSpec], label: Label
             what = f"{1 + len(others)} messages of no use; the first: {example}"
             yield Finding(path, _since(recording, first_ns), topic.topic, what)
         if topic.kind != "command" and len(topic.arrival_ns):
-            yield from _timing(recording, topic, next((s for s in streams if s.name == name), None))
+            yield from _timing(recording, topic)
+            if name not in used:
+                yield Finding(path, 0.0, topic.topic, "not used, as most recordings lack it")
     yield from _labels(recording, label)
 
 
@@ -174,21 +191,33 @@ def _labels(recording: Recording, label: Label) -> Iterator[Finding]:
     if missing := sorted(set(label.names) - set(topic.names)):
         yield Finding(path, 0.0, topic.topic, f"expected {label.names}, got none for {missing}", "recording")
         return
+    if topic.type_name == TRAJECTORY and (more := sorted(set(topic.names) - set(label.names))):
+        yield Finding(path, 0.0, topic.topic, f"not learned, as other recordings lack it: {', '.join(more)}")
     at_ns, values = commands_of(recording, label)
     bad = ~np.isfinite(values).all(axis=1)
-    for first, last in _runs(bad):
+    edges = np.concatenate([[recording.start_ns], at_ns, [recording.end_ns]])
+    near, within = np.diff(edges) <= UNLABELLED_S * NS, np.clip(edges, recording.start_ns, recording.end_ns)
+    labelled_s = float(np.diff(within)[:-1][near[:-1] & ~bad].sum() / NS)
+    if labelled_s < LEAST_S:
+        what = f"labelled for {labelled_s:.2f} s: expected finite commands, at least one every {UNLABELLED_S} s"
+        yield Finding(path, 0.0, topic.topic, what, "recording")
+        return
+    if runs := _runs(bad):
+        first, last = runs[0]
         names = [name for name, nan in zip(label.names, ~np.isfinite(values[first:last]).all(axis=0)) if nan]
         what = f"{last - first} commands in a row are not finite in {', '.join(names)}"
-        yield Finding(path, _since(recording, at_ns[first]), topic.topic, what, "ticks")
+        more = f"; {len(runs) - 1} more, {bad.sum()} in all" if len(runs) > 1 else ""
+        yield Finding(path, _since(recording, at_ns[first]), topic.topic, what + more, "ticks")
     sensors = [t.arrival_ns for t in recording.topics.values() if t.kind not in ("command", "text")]
-    edges = np.concatenate([[recording.start_ns], at_ns, [recording.end_ns]])
-    for begin, end in pairwise(edges.tolist()):
-        if end - begin > UNLABELLED_S * NS and any(((begin < t) & (t < end)).any() for t in sensors):
-            what = f"unlabelled for {(end - begin) / NS:.2f} s: no command, though sensors went on"
-            yield Finding(path, _since(recording, begin), topic.topic, what, "ticks")
+    gaps = [(begin, end) for begin, end in pairwise(edges.tolist()) if end - begin > UNLABELLED_S * NS]
+    if gaps := [(begin, end) for begin, end in gaps if any(((begin < t) & (t < end)).any() for t in sensors)]:
+        (begin, end), all_ns = gaps[0], sum(end - begin for begin, end in gaps)
+        what = f"unlabelled for {(end - begin) / NS:.2f} s: no command, though sensors went on"
+        more = f"; {len(gaps) - 1} more, {all_ns / NS:.2f} s in all" if len(gaps) > 1 else ""
+        yield Finding(path, _since(recording, begin), topic.topic, what + more, "ticks")
 
 
-def _timing(recording: Recording, topic: Topic, spec: StreamSpec | None) -> Iterator[Finding]:
+def _timing(recording: Recording, topic: Topic) -> Iterator[Finding]:
     path, arrival_ns = recording.path, topic.arrival_ns
     edges = np.concatenate([[recording.start_ns], arrival_ns, [recording.end_ns]])
     gaps_s, least_s = np.diff(edges) / NS, max(1.0, 5 / topic.rate_hz if topic.rate_hz else 0.0)
@@ -196,7 +225,15 @@ def _timing(recording: Recording, topic: Topic, spec: StreamSpec | None) -> Iter
         jumped = ": the clock was set, or all stood still" if gaps_s[at] > PAUSE_S else ""
         more = f"; {n - 1} more" if (n := int((gaps_s > least_s).sum())) > 1 else ""
         yield Finding(path, _since(recording, edges[at]), topic.topic, f"silent for {gaps_s[at]:.2f} s{jumped}{more}")
+    steps_s = np.diff(arrival_ns) / NS
+    steps_s = steps_s[steps_s <= least_s]
+    came_hz = len(steps_s) / steps_s.sum() if steps_s.any() else topic.rate_hz
+    if topic.kind != "text" and abs(came_hz - topic.rate_hz) > RATE_DIFFERS * topic.rate_hz > 0:
+        what = f"{came_hz:.1f} messages a second at {topic.rate_hz:.1f} Hz: some are lost, or its rate changes"
+        yield Finding(path, 0.0, topic.topic, what)
     late_s = topic.latency_s
+    others = [t for t in recording.topics.values() if t is not topic and t.kind not in ("command", "text")]
+    others_s = [np.median(t.latency_s) for t in others if len(t.arrival_ns)]
     jumps = np.flatnonzero(np.abs(np.diff(late_s)) > CLOCK_JUMP_S) + 1
     if len(jumps):
         what = f"its clock jumps by {late_s[jumps[0] - 1] - late_s[jumps[0]]:+.2f} s against the robot's"
@@ -204,21 +241,21 @@ def _timing(recording: Recording, topic: Topic, spec: StreamSpec | None) -> Iter
         yield Finding(path, _since(recording, arrival_ns[jumps[0]]), topic.topic, what + more)
     elif abs(skew_s := float(np.median(late_s))) > CLOCK_JUMP_S:
         yield Finding(path, 0.0, topic.topic, f"skew: stamped {skew_s:.2f} s before the recording had it")
+    elif others_s and (behind_s := skew_s - float(np.median(others_s))) > max(LATE_S, 4 / (topic.rate_hz or np.inf)):
+        yield Finding(path, 0.0, topic.topic, f"skew: stamped {behind_s:.2f} s before the other streams")
     elif len(ahead := np.flatnonzero(late_s < -FUTURE_S)):
         what = f"{len(ahead)} messages from the future, by up to {-late_s.min():.2f} s: they are refused"
         yield Finding(path, _since(recording, arrival_ns[ahead[0]]), topic.topic, what)
-    if spec and topic.kind == "vector" and topic.values.shape[1:] != spec.shape:
-        what = f"expected {spec.shape[0]} numbers as in other recordings, got {topic.values.shape[1]}"
-        yield Finding(path, 0.0, topic.topic, what, "recording")
-    if spec and topic.kind == "audio" and topic.values[0].tolist() != [spec.sample_rate_hz, spec.channels]:
-        rate_hz, channels = topic.values[0].astype(int)
-        what = f"expected {spec.sample_rate_hz} Hz, {spec.channels} channels as elsewhere, got {rate_hz} Hz, {channels}"
-        yield Finding(path, 0.0, topic.topic, what, "recording")
 
 
-def _mixed(recordings: Sequence[Recording], spec: StreamSpec) -> Iterator[Finding]:
-    found = [(r, r.topics[spec.name]) for r in recordings if spec.name in r.topics]
-    rates = [(r, t, t.rate_hz) for r, t in found if t.rate_hz and t.kind != "text"]
+def _mixed(recordings: Sequence[Recording], name: str) -> Iterator[Finding]:
+    found = [(r, r.topics[name]) for r in recordings if name in r.topics and len(r.topics[name].arrival_ns)]
+    usual = next((topic.form for topic in alike([topic for _, topic in found])), "")
+    for recording, topic in found:
+        if topic.form != usual:
+            what = f"expected {usual} as in other recordings, got {topic.form}"
+            yield Finding(recording.path, 0.0, topic.topic, what, "recording")
+    rates = [(r, t, t.rate_hz) for r, t in found if t.rate_hz and t.kind not in ("command", "text")]
     usual_hz = median_low([rate_hz for *_, rate_hz in rates]) if rates else 0.0
     for recording, topic, rate_hz in rates:
         if abs(rate_hz - usual_hz) > RATE_DIFFERS * usual_hz:

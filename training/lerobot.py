@@ -33,7 +33,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mm_edge import preprocess
-from mm_edge.errors import EdgeError, MissingDependency, RecordingError, SampleError
+from mm_edge.cli import at_least
+from mm_edge.errors import EdgeError, MissingDependency, RecordingError
 from mm_edge.messages import DRIVEN, TWIST
 from mm_edge.recording import RecordingWriter, empty_message, named, read, read_metadata, typestore
 from mm_edge.types import NS, Action, Sample, StreamSpec
@@ -41,8 +42,11 @@ from training.recordings import (
     TRAJECTORY,
     Label,
     Recording,
+    alike,
     commands_after,
+    commands_of,
     find,
+    good,
     label_of,
     streams_of,
     tick_of,
@@ -231,23 +235,27 @@ class _Layout:
         return found | {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in COLUMNS.items()}
 
 
-def to_lerobot(recordings: Sequence[Recording], out: Path, label_topic: str = "", fps: int = 0) -> int:
+def to_lerobot(recordings: Sequence[Recording], out: Path, label_topic: str = "", fps: int | None = None) -> int:
     """Write the dataset `out`; returns the number of its episodes. `fps`: by default the rate of the anchor, rounded.
+    Says on stderr which recordings gave no episode.
 
-    Raises RecordingError if `out` exists, or there is nothing to write.
+    Raises RecordingError if `out` exists, a recording cannot be read, or there is nothing to write.
     """
     if out.exists():
         raise RecordingError(f"{out}: exists already; datasets are never overwritten")
+    if errors := [recording.error for recording in recordings if recording.error]:
+        raise RecordingError("; ".join(errors))
     layout = _layout(recordings, label_topic, fps)
     part = out.with_name(f"{out.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
     writer = _Writer(part, layout)
     for recording in tqdm(recordings, "recordings", disable=not sys.stderr.isatty()):
-        if recording.error:
-            raise RecordingError(recording.error)
+        before = len(writer.episodes)
         for has_all, frames in groupby(_frames(recording, layout), lambda frame: frame is not None):
             if has_all:
                 writer.episode(frames)
+        if len(writer.episodes) == before:
+            tqdm.write(f"{recording.path}: gives no frame: {_lacks(recording, layout)}", file=sys.stderr)
     if not writer.episodes:
         raise RecordingError(f"{out}: expected instants with all of {[s.name for s in layout.streams]} and a command")
     writer.finish(next((str(r) for r in map(_robot, recordings) if r), None))
@@ -259,14 +267,22 @@ def _robot(recording: Recording) -> Any:
     return read_metadata(recording.path).get("robot")
 
 
-def _layout(recordings: Sequence[Recording], label_topic: str, fps: int) -> _Layout:
+def _lacks(recording: Recording, layout: _Layout) -> str:
+    held = {name for name, topic in recording.topics.items() if len(topic.arrival_ns)}
+    lacks = [spec.name for spec in layout.streams if spec.kind != "text" and spec.name not in held]
+    lacks += [] if len(commands_of(recording, layout.label)[0]) else [f"commands of {list(layout.label.names)}"]
+    return f"has no {', '.join(lacks)}" if lacks else "its streams and a command were never good at the same time"
+
+
+def _layout(recordings: Sequence[Recording], label_topic: str, fps: int | None) -> _Layout:
     streams = streams_of(recordings)
     label = label_of(recordings, label_topic)
     vectors: dict[str, list[str]] = {}
     cameras, names = {}, {}
     for spec in streams:
-        recording = next(r for r in recordings if spec.name in r.topics)
-        topic = recording.topics[spec.name]
+        having = [r for r in recordings if spec.name in r.topics and len(r.topics[spec.name].arrival_ns)]
+        topic = alike([r.topics[spec.name] for r in having])[0]
+        recording = next(r for r in having if r.topics[spec.name] is topic)
         key = topic.topic[1:].replace("/", ".") if topic.topic.startswith("/observation/") else ""
         if spec.kind == "image":
             cameras[key or f"observation.images.{spec.name}"] = spec.name, tuple(map(int, topic.values[0]))
@@ -298,12 +314,9 @@ def _frames(recording: Recording, layout: _Layout) -> Iterator[dict[str, Any] | 
             frame = {name: data for name, (_, data) in held.items()}
             yield {**frame, "action": action} if fresh and action is not None else None
 
-    for record in read(recording.path, specs.values(), {name: recording.topics[name].topic for name in specs}):
+    records = read(recording.path, specs.values(), {name: recording.topics[name].topic for name in specs})
+    for record in good(records, recording, specs.values()):
         if not isinstance(record, Sample):
-            continue
-        try:
-            preprocess.check(specs[record.stream], record.data)
-        except SampleError:
             continue
         yield from until(record.arrival_ns)
         held[record.stream] = record.arrival_ns, record.data
@@ -471,7 +484,7 @@ def main(argv: list[str] | None = None) -> int:
     of.add_argument("source", type=Path, metavar="DATASET")
     to.add_argument("source", type=Path, metavar="FOLDER", help="of recordings")
     to.add_argument("--label", default="", metavar="TOPIC", help="the commands (default: cmd_vel, or joints)")
-    to.add_argument("--fps", type=int, default=0, help="frames a second (default: as the first camera)")
+    to.add_argument("--fps", type=at_least(1), help="frames a second (default: as the first camera)")
     for command in (of, to):
         command.add_argument("out", type=Path, metavar="OUT")
     args = parser.parse_args(argv)
@@ -481,7 +494,8 @@ def main(argv: list[str] | None = None) -> int:
             left_out = _Dataset(args.source).left_out
         else:
             done = f"{to_lerobot(recordings := find(args.source), args.out, args.label, args.fps)} episodes"
-            left_out = [spec.name for spec in streams_of(recordings) if spec.kind not in HELD]
+            sensors = {name for r in recordings for name, topic in r.topics.items() if topic.kind != "command"}
+            left_out = sorted(sensors - {spec.name for spec in streams_of(recordings) if spec.kind in HELD})
         print(f"{args.out}: {done}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))
     except (EdgeError, OSError) as error:
         print(error, file=sys.stderr)

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median_low
+from statistics import median_low, mode
 from typing import Any
 
 import numpy as np
@@ -30,17 +30,17 @@ from mm_edge.errors import RecordingError, SampleError
 from mm_edge.manifest import Tick
 from mm_edge.messages import DRIVEN, TWIST
 from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S, Vocabulary
-from mm_edge.recording import STRING, TWIST_STAMPED, first_messages, read, read_metadata
+from mm_edge.recording import STRING, TWIST_STAMPED, first_messages, named, read, read_metadata, typestore
 from mm_edge.recording import TWIST as TWIST_TYPE
 from mm_edge.replay import events
 from mm_edge.types import KINDS, NS, Sample, StreamSpec
 from training.tables import Tables, build_tables
 
-TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+TRAJECTORY, JOINTS = "trajectory_msgs/msg/JointTrajectory", "sensor_msgs/msg/JointState"
 SENSORS = {  # message type -> kind of stream
     "sensor_msgs/msg/Image": "image", "sensor_msgs/msg/CompressedImage": "image", "sensor_msgs/msg/LaserScan": "scan",
     "sensor_msgs/msg/PointCloud2": "points", "sensor_msgs/msg/Imu": "imu", "nav_msgs/msg/Odometry": "vector",
-    "sensor_msgs/msg/JointState": "vector", "sensor_msgs/msg/NavSatFix": "vector", STRING: "text",
+    JOINTS: "vector", "sensor_msgs/msg/NavSatFix": "vector", STRING: "text",
 }  # fmt: skip
 INSTRUCTION = re.compile("text|instruction|prompt|task|language")  # in the name of a String that tells what to do
 IMAGE, BEAMS, POINTS, BANDS, HOPS, TOKENS = (96, 128, 3), 120, 256, 24, 7, 12
@@ -58,7 +58,8 @@ class Topic:
     topic: str
     type_name: str
     kind: str  # of the stream; "command"
-    names: tuple[str, ...] = ()  # of a command's dimensions
+    names: tuple[str, ...] = ()  # of a command's dimensions, or of the joints
+    gives: str = ""  # what messages about joints tell of them: "positions", or "position, velocity"
     arrival_ns: Any = field(default_factory=list)  # int64 (n,)
     stamp_ns: Any = field(default_factory=list)  # int64 (n,)
     values: Any = field(default_factory=list)
@@ -73,6 +74,17 @@ class Topic:
     @property
     def latency_s(self) -> np.ndarray:
         return (self.arrival_ns - self.stamp_ns) / NS
+
+    @property
+    def form(self) -> str:
+        """What must be the same in all recordings, in words. Joints that are commanded may come in any order."""
+        if self.kind == "command":
+            return self.gives
+        if self.kind == "audio":
+            return "{:.0f} Hz, {:.0f} channels".format(*self.values[0])
+        if self.kind == "vector":
+            return f"{self.values.shape[1]} numbers" + (f" ({self.gives} of {list(self.names)})" if self.gives else "")
+        return self.kind
 
 
 @dataclass
@@ -100,32 +112,32 @@ class Label:
 
 
 def find(folder: str | Path) -> list[Recording]:
-    """All recordings in a folder, read from begin to end. One that cannot be read says why in `error`.
+    """All recordings in a folder, or in a file, read from begin to end. One that cannot be read says why in `error`.
 
     Raises RecordingError if there are none, MissingDependency without rosbags.
     """
     folder = Path(folder)
     bags = {path.parent for path in folder.rglob("metadata.yaml")}
     files = {p for p in folder.rglob("*") if p.suffix in (".mcap", ".db3", ".bag") and p.parent not in bags}
-    if not (paths := sorted(bags | files)):
+    if not (paths := [folder] if folder.is_file() else sorted(bags | files)):
         raise RecordingError(f"{folder}: expected recordings (folders with a metadata.yaml, .mcap, .bag), got none")
-    return [_survey(path) for path in tqdm(paths, "read", disable=not sys.stderr.isatty())]
+    return [survey(path) for path in tqdm(paths, "read", disable=not sys.stderr.isatty())]
 
 
-def _survey(path: Path) -> Recording:
+def survey(path: Path) -> Recording:
+    """One of them."""
     recording = Recording(path)
     if cut := [parent for parent in (path, *path.parents) if parent.suffix == ".partial"]:
         recording.error = f"{path}: was cut short; `mm-edge record {cut[0].with_suffix('')}` repairs it"
         return recording
     try:
         found = first_messages(path)
-        named = {"/" + topic.lstrip("/"): name for name, topic in read_metadata(path).get("streams", {}).items()}
+        streams = {"/" + topic.lstrip("/"): name for name, topic in read_metadata(path).get("streams", {}).items()}
         by_topic = {}
         for topic, (type_name, count, first) in found.items():
-            if count and (kind := _kind(topic, type_name, first, named, found)):
-                names = TWIST if "Twist" in type_name else tuple(getattr(first, "joint_names", ()))
-                by_topic[topic] = Topic(topic, type_name, kind, names)
-                name = topic[1:] if kind == "command" else named.get(topic) or re.sub(r"\W", "_", topic[1:])
+            if count and (kind := _kind(topic, type_name, first, streams, found)):
+                by_topic[topic] = Topic(topic, type_name, kind, TWIST if "Twist" in type_name else ())
+                name = topic[1:] if kind == "command" else streams.get(topic) or re.sub(r"\W", "_", topic[1:])
                 if name in recording.topics:
                     both = f"{recording.topics[name].topic} and {topic}"
                     raise RecordingError(f"{path}: expected topics whose names differ by more than a sign, got {both}")
@@ -134,13 +146,13 @@ def _survey(path: Path) -> Recording:
         _fill(path, by_topic)
     except RecordingError as error:
         return Recording(path, error=str(error))
-    times = [t.arrival_ns for t in recording.topics.values() if t.kind != "command" and len(t.arrival_ns)]
+    times = [t.arrival_ns for t in recording.topics.values() if t.kind not in ("command", "text") and len(t.arrival_ns)]
     if times:
         recording.start_ns, recording.end_ns = min(int(t[0]) for t in times), max(int(t[-1]) for t in times)
     return recording
 
 
-def _kind(topic: str, type_name: str, first: Any, named: dict[str, str], found: dict[str, Any]) -> str:
+def _kind(topic: str, type_name: str, first: Any, streams: dict[str, str], found: dict[str, Any]) -> str:
     """Empty if it is of no use: another type, the compressed twin of a picture, a text that tells nothing to do."""
     if type_name in (TWIST_TYPE, TWIST_STAMPED, TRAJECTORY):
         return "command"
@@ -148,29 +160,40 @@ def _kind(topic: str, type_name: str, first: Any, named: dict[str, str], found: 
     if kind == "points" and any(f.name == "sample_rate_hz" for f in getattr(first, "fields", ())):
         return "audio"
     parent, _, last = topic.rpartition("/")
-    useless = (kind == "text" and not INSTRUCTION.search(last)) or (kind == "image" and parent in found)
-    return "" if useless and topic not in named else kind
+    raw_type, raw_count, _ = found.get(parent, ("", 0, None))
+    twin = kind == "image" and raw_type == "sensor_msgs/msg/Image" and raw_count > 0
+    useless = twin or (kind == "text" and not INSTRUCTION.search(last))
+    return "" if useless and topic not in streams else kind
 
 
 def _fill(path: Path, topics: dict[str, Topic]) -> None:
     kinds = {t.topic: "vector" if t.kind == "command" else t.kind for t in topics.values()}
-    # What the first sample was like, all others must be; a command has a number for each joint.
-    specs = {t.topic: StreamSpec(t.topic, "vector", (len(t.names),), 0, 0) for t in topics.values() if t.names}
+    specs: dict[str, StreamSpec] = {}  # what the first sample was like, all others must be
+    joints = _joints(path)
     now_ns = 0  # a SampleError has no time: it goes with what arrived before it
     asked = [StreamSpec(topic, kind, (), 0, 0) for topic, kind in kinds.items()]
     for record in read(path, asked, {topic: topic for topic in kinds}) if asked else ():
-        if isinstance(record, SampleError):
-            topics[record.stream].refused.append((now_ns, f"expected {record.expected}, got {record.got}"))
-        if not isinstance(record, Sample):
+        if not isinstance(record, (Sample, SampleError)):
             continue
-        topic, now_ns, data = topics[record.stream], record.arrival_ns, record.data
+        topic = topics[record.stream]
+        names, gives = next(joints[topic.topic]) if topic.topic in joints else (topic.names, "")
         try:
-            spec = specs.setdefault(topic.topic, _first_spec(topic.topic, kinds[topic.topic], data))
-            if topic.kind != "command" or data.shape != spec.shape:  # of a command NaN is found later
-                preprocess.check(spec, data)
+            if isinstance(record, SampleError):
+                raise record
+            now_ns, data = record.arrival_ns, record.data
+            if topic.values and (names, gives) != (topic.names, topic.gives):
+                was, now = f"{topic.gives} of {list(topic.names)}", f"{gives} of {list(names)}"
+                raise SampleError(topic.topic, was, now)
+            if topic.kind == "text" and not _words(data):
+                raise SampleError(topic.topic, "words", repr(data))
+            if topic.kind != "command":
+                preprocess.check(specs.setdefault(topic.topic, _first_spec(topic.topic, topic.kind, data)), data)
+            elif data.shape != (len(names),):  # NaN is found later
+                raise SampleError(topic.topic, f"a number for each of {names}", f"{len(data)} numbers")
         except SampleError as error:
             topic.refused.append((now_ns, f"expected {error.expected}, got {error.got}"))
             continue
+        topic.names, topic.gives = names, gives
         topic.arrival_ns.append(now_ns)
         topic.stamp_ns.append(record.stamp_ns)
         topic.values.append(_value(topic.kind, data))
@@ -178,6 +201,26 @@ def _fill(path: Path, topics: dict[str, Topic]) -> None:
         topic.arrival_ns, topic.stamp_ns = np.array(topic.arrival_ns, np.int64), np.array(topic.stamp_ns, np.int64)
         values = topic.values or np.zeros((0, len(topic.names)))
         topic.values = np.array(values, object if topic.kind == "text" else np.float32)
+
+
+def _joints(path: Path) -> dict[str, Iterator[tuple[tuple[str, ...], str]]]:
+    """By topic `names` and `gives` of each message about joints, in the order of `read`: samples do not hold them."""
+    from rosbags.highlevel import AnyReader
+
+    found: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    with named(path, "cannot be read"), AnyReader([path], default_typestore=typestore()) as bag:
+        wanted = [c for c in bag.connections if c.msgtype in (JOINTS, TRAJECTORY)]
+        for connection, _, raw in bag.messages(wanted) if wanted else ():
+            msg = bag.deserialize(raw, connection.msgtype)
+            if connection.msgtype == TRAJECTORY:
+                has_positions = bool(msg.points) and len(msg.points[0].positions) > 0
+                said = tuple(msg.joint_names), "positions" if has_positions else "velocities"
+            else:
+                given = [field for field in ("position", "velocity", "effort") if len(getattr(msg, field))]
+                said = tuple(msg.name), ", ".join(given)
+            before = found.setdefault("/" + connection.topic.lstrip("/"), [])
+            before.append(before[-1] if before and before[-1] == said else said)  # one object for most of them
+    return {topic: iter(each) for topic, each in found.items()}
 
 
 def _first_spec(name: str, kind: str, data: Any) -> StreamSpec:
@@ -199,18 +242,27 @@ def _value(kind: str, data: Any) -> Any:
 
 
 def streams_of(recordings: Sequence[Recording]) -> tuple[StreamSpec, ...]:
-    """Streams for all sensors, by kind and name. A text that every recording has is required."""
+    """Streams for the sensors that at least half of the recordings have, by kind and name; in the others they are
+    masked. A text that every recording has is required."""
     topics: dict[str, list[Topic]] = {}
+    recordings = [recording for recording in recordings if recording.end_ns]  # what holds no sensor is none
     for recording in recordings:
         for name, topic in recording.topics.items():
             if topic.kind != "command" and len(topic.arrival_ns):
                 topics.setdefault(name, []).append(topic)
-    readable = sum(not recording.error for recording in recordings)
-    specs = [_spec(name, found, len(found) == readable) for name, found in topics.items()]
+    n = len(recordings)
+    specs = [_spec(name, found, len(found) == n) for name, found in topics.items() if 2 * len(found) >= n]
     return tuple(sorted(specs, key=lambda spec: (KINDS.index(spec.kind), spec.name)))
 
 
+def alike(topics: Sequence[Topic]) -> list[Topic]:
+    """Those of the form that most of them have. All must hold messages."""
+    usual = mode([t.form for t in topics] or [""])
+    return [t for t in topics if t.form == usual]
+
+
 def _spec(name: str, topics: list[Topic], everywhere: bool) -> StreamSpec:
+    topics = alike(topics)
     kind = topics[0].kind
     if kind == "text":
         tokens = max(TOKENS, *(len(_words(text)) for t in topics for text in t.values))
@@ -218,7 +270,7 @@ def _spec(name: str, topics: list[Topic], everywhere: bool) -> StreamSpec:
     rate_hz = median_low([t.rate_hz for t in topics])
     late_s = min(max(float(np.median(np.concatenate([t.latency_s for t in topics]))), 0.0), 1.0)
     max_age_ms = 10.0 * math.ceil(max(20.0, (4 / rate_hz if rate_hz else 0.0) * 100 + late_s * 100))
-    values = np.concatenate([t.values for t in topics if t.values.shape[1] == topics[0].values.shape[1]])
+    values = np.concatenate([t.values for t in topics])
     more: dict[str, Any] = {}
     if kind == "image":
         shape: tuple[int, ...] = IMAGE
@@ -254,7 +306,8 @@ def words_of(recordings: Iterable[Recording]) -> tuple[str, ...]:
 
 
 def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
-    """The commands to be learned: `topic`, or else expert/cmd_vel, cmd_vel, another Twist or joint trajectories.
+    """The commands to be learned: `topic`, or else expert/cmd_vel, cmd_vel, another Twist or joint trajectories; of
+    these the joints that most recordings command. What a joint's numbers are (rad, m, degrees) no message tells.
 
     Raises RecordingError if there are none.
     """
@@ -266,24 +319,27 @@ def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
         raise RecordingError(
             f"{recordings[0].path.parent}: expected commands{f' on {topic}' if topic else ''} to learn from "
             f"(Twist, TwistStamped or JointTrajectory), got {sorted(counts) or 'none'}"
+            + "".join(f"; {recording.error}" for recording in recordings if recording.error)
         )
 
     def preference(name: str) -> tuple[bool, bool, bool, int]:
         return name.endswith("expert/cmd_vel"), name.split("/")[-1] == "cmd_vel", "cmd_vel" in name, counts[name]
 
     topic = topic or max(sorted(counts), key=preference)
-    found = [r.topics[topic] for r in recordings if topic in r.topics and len(r.topics[topic].values)]
-    names = found[0].names if found else ()
-    values = np.concatenate([_columns(t, names) for t in found if set(names) <= set(t.names)] or [np.zeros((0, 0))])
-    if found and found[0].type_name != TRAJECTORY:
+    found = alike([r.topics[topic] for r in recordings if topic in r.topics and len(r.topics[topic].values)])
+    usual = mode([frozenset(t.names) for t in found] or [frozenset()])
+    names = next((t.names for t in found if set(t.names) == usual), ())
+    found = [t for t in found if usual <= set(t.names)]
+    values = np.concatenate([_columns(t, names) for t in found] or [np.zeros((0, 0))])
+    if names == TWIST:
         keep = [i for i, n in enumerate(names) if n in DRIVEN or np.nan_to_num(values[:, i]).any()]
         names, values = tuple(names[i] for i in keep), values[:, keep]
     values = values[np.isfinite(values).all(axis=1)]
     if not len(values) or not names:
         raise RecordingError(f"{recordings[0].path.parent}: {topic}: expected commands, got no finite one")
     low, high = values.min(axis=0, initial=0.0), values.max(axis=0, initial=0.0)
-    rates = np.max([_greatest_rate(t, names) for t in found if set(names) <= set(t.names)], axis=0)
-    units = tuple({"linear": "m/s", "angular": "rad/s"}.get(n.split("_")[0], "rad") for n in names)
+    rates = np.max([_greatest_rate(t, names) for t in found], axis=0)
+    units = tuple(("m/s" if n.startswith("linear") else "rad/s") if n in TWIST else "" for n in names)
     plain = [tuple(float(x) for x in limits) for limits in (low, high, np.where(rates > 0, rates, 1.0))]
     return Label(topic, names, units, *plain)
 
@@ -330,6 +386,8 @@ def tables_of(
     Labels: `action` float32 (T, dims), the first command that came `latency_ms` or more after the tick; `weight`
     float32 (T,), 0 where that is not known (an unlabelled stretch, NaN), else 1. Raises RecordingError.
     """
+    if recording.error:
+        raise RecordingError(recording.error)
     command_after = commands_after(recording, label)
     held = [s.name for s in streams if s.name in recording.topics and len(recording.topics[s.name].arrival_ns)]
 
@@ -341,7 +399,7 @@ def tables_of(
     if not held:
         raise RecordingError(f"{recording.path}: expected one of the streams {[s.name for s in streams]}, got none")
     topics = {name: recording.topics[name].topic for name in held}
-    timeline = _good(events(recording.path, streams, tick, topics), streams, vocabulary)
+    timeline = good(events(recording.path, streams, tick, topics), recording, streams, vocabulary)
     return build_tables(timeline, streams, tick.period_ms / 1e3, max_gap_ms, vocabulary, labels)
 
 
@@ -367,11 +425,16 @@ def commands_after(recording: Recording, label: Label) -> Callable[[int], np.nda
     return command_after
 
 
-def _good(timeline: Iterable[Any], streams: Sequence[StreamSpec], vocabulary: Vocabulary | None) -> Iterator[Any]:
-    """Without the samples that the robot would refuse."""
+def good(
+    timeline: Iterable[Any], recording: Recording, streams: Iterable[StreamSpec], vocabulary: Vocabulary | None = None
+) -> Iterator[Any]:
+    """Without the samples that the robot would refuse, or that `find` did."""
     specs = {spec.name: spec for spec in streams}
+    arrivals = {name: set(topic.arrival_ns.tolist()) for name, topic in recording.topics.items()}
     for event in timeline:
         if isinstance(event, Sample):
+            if event.arrival_ns not in arrivals[event.stream]:
+                continue
             try:
                 preprocess.check(specs[event.stream], event.data, vocabulary)
             except SampleError:
