@@ -17,6 +17,7 @@ import ros  # skips this file where there is no ROS 2
 pytest.importorskip("rosbags", reason="rosbags is not installed")
 
 from nav_msgs.msg import Odometry
+from rclpy.qos import QoSDurabilityPolicy as Durability
 from rclpy.qos import QoSProfile
 from rclpy.service_introspection import ServiceIntrospectionState
 from rosbags.highlevel import AnyReader
@@ -176,6 +177,57 @@ def test_a_type_that_is_not_installed_is_named_and_the_rest_is_recorded(graph, r
     assert {msg.data for _, msg in messages(tmp_path / "run")["/said"]} == {"go"}
 
 
+def test_what_a_user_gets_wrong_is_told_in_a_line(record, tmp_path):
+    (tmp_path / "file").touch()
+    wrong = {
+        "file/run: cannot be written: FileExistsError": record(tmp_path / "file" / "run"),
+        "expected the name of a topic, got 'foo bar'": record(tmp_path / "a", "--topics", "foo bar"),
+        "expected topics of the robot, got ['/mm_edge/tick']": record(tmp_path / "b", "--topics", "/mm_edge/tick"),
+    }
+    for expected, recorder in wrong.items():
+        errors = recorder.communicate(timeout=60)[1]
+        assert recorder.returncode == 1 and expected in errors and "Traceback" not in errors
+
+
+def test_an_output_that_nobody_understands_costs_its_tick_and_no_more(graph, record, tmp_path):
+    write_toy_bundle(toy := tmp_path / "toy")
+    outputs, sources = graph.node.create_publisher(String, "edge/output", 10), {"imu": "soon"}
+    odd = [[], {"stamp_ns": 1, "sources": []}, {"stamp_ns": 1, "sources": sources}, {"stamp_ns": 1e30, "sources": {}}]
+
+    def say():
+        for output in [*odd, {"stamp_ns": time.time_ns(), "sources": {}}]:
+            outputs.publish(String(data=json.dumps(output)))
+
+    graph.node.create_timer(0.1, say)
+    recorder = record(tmp_path / "run", "--bundle", toy)
+    graph.wait(lambda: written(tmp_path / "run") > 10_000 or recorder.poll() is not None, "recording")
+    recorder.send_signal(signal.SIGINT)
+    errors = recorder.communicate(timeout=30)[1]
+    assert recorder.returncode == 0 and "no output of an edge_node" in errors
+    found = messages(tmp_path / "run")
+    assert len(found["/edge/output"]) > 4 * len(found["/mm_edge/tick"]) > 4
+
+
+def test_what_publishers_keep_is_not_asked_for_again_once_it_was_heard(graph, monkeypatch):
+    """DDS would deliver it again, and it would be recorded as new: a publisher that keeps nothing came and went."""
+    monkeypatch.syspath_prepend(ros.ROS.env["PYTHONPATH"].split(os.pathsep)[0])
+    from mm_edge_ros.record_node import Source
+
+    heard = []
+    source = Source(graph.node, "/said", lambda topic, data: heard.append(data))
+    graph.node.create_publisher(String, "said", LATCHED).publish(String(data="go"))
+    graph.wait(lambda: source.follow() or heard, "word")
+    assert source._subscription.qos_profile.durability == Durability.TRANSIENT_LOCAL
+    other = graph.node.create_publisher(String, "said", 10)
+    graph.wait(
+        lambda: source.follow() or source._subscription.qos_profile.durability == Durability.VOLATILE, "other publisher"
+    )
+    graph.node.destroy_publisher(other)
+    graph.wait(lambda: graph.node.count_publishers("/said") == 1, "end of it")
+    source.follow()
+    assert source._subscription.qos_profile.durability == Durability.VOLATILE
+
+
 def test_of_a_recorder_that_is_killed_all_is_kept_but_the_last_second(graph, record, tmp_path):
     out, camera = tmp_path / "run", Camera(graph, rate_hz=10)
     recorder = record(out, "--topics", "/image")
@@ -213,7 +265,8 @@ def test_a_disk_that_fills_up_ends_the_recording_while_there_is_room(graph, reco
     assert re.search(r"run: its disk has \d+ MB left, expected at least 50: recording ends before it is full", errors)
     assert len(messages(small_disk / "run")["/image"]) > 10 and shutil.disk_usage(small_disk).free > 10_000_000
     refused = record(small_disk / "next", "--topics", "/image", "--min-free-mb", 100)
-    assert "next: its disk has" in refused.communicate(timeout=30)[1] and refused.returncode == 1
+    errors = refused.communicate(timeout=30)[1]
+    assert "next: its disk has" in errors and "Traceback" not in errors and refused.returncode == 1
     assert [path.name for path in small_disk.iterdir()] == ["run"]
 
 
@@ -225,6 +278,16 @@ def test_a_disk_that_is_full_all_the_same_costs_what_has_no_room_on_it(graph, re
     assert recorder.returncode == 1 and "No space left on device" in errors and "Traceback" not in errors
     frames = messages(small_disk / "run")["/image"]
     assert 50 < len(frames) <= (80 << 20) // 921_600 and all(msg.data.size == 921_600 for _, msg in frames)
+
+
+def test_a_disk_that_is_full_from_the_first_frame_on_leaves_nothing_to_save_and_it_says_so(graph, record, small_disk):
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 400_000))
+    Camera(graph)
+    recorder = record(small_disk / "run", "--topics", "/image", "--min-free-mb", 0)
+    graph.wait(lambda: recorder.poll() is not None, "end", seconds=60)
+    errors = recorder.communicate()[1]
+    assert recorder.returncode == 1 and "No space left on device" in errors and "Traceback" not in errors
+    assert errors.endswith("nothing can be saved; remove it, or record under another name\n")
 
 
 def test_a_recorder_that_stands_still_holds_nobody_up(graph, record, tmp_path):
