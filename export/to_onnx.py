@@ -9,6 +9,7 @@ what torch does over 400 ticks of simulated driving with losses, gaps and resets
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import sys
@@ -31,6 +32,7 @@ from mm_edge.errors import EdgeError, EngineError, MissingDependency
 from mm_edge.manifest import GOLDEN, VOCABULARY
 from mm_edge.types import StreamSpec
 from training.models import ModalityEncoder, MultiModalFusionNetwork
+from training.nets import SCAN_RANGE_MAX_M, ModalityConfig, ModalityType
 from training.recipe import read_recipe
 from training.runner import step
 from training.train import TASKS
@@ -54,14 +56,20 @@ class EncoderPart(nn.Module):
         sample, clip = self.encoder.receive(x, state.clip)
         features, scores, _ = self.encoder.features(sample, rest[-1] if self.encoder.asks else None)
         looked = () if scores is None else (scores[:, :-1].softmax(-1).view(1, *self.encoder.net.grid),)
-        h, _, state = self.encoder.step(features, state._replace(clip=clip), dt)
+        h, spikes, state = self.encoder.step(features, state._replace(clip=clip), dt)
+        rates = (spikes,) if has_rates(self.encoder) else ()
         after = [getattr(state, name) for name in self.carried]
-        return h, *looked, *after, _finite(*after)
+        return h, *looked, *rates, *after, _finite(*after)
 
 
 def carried(encoder: ModalityEncoder) -> dict[str, Tensor]:
     """Its state from rest, batch 1, less what it does not have."""
     return {name: value for name, value in encoder.zero_state(1)._asdict().items() if value.numel()}
+
+
+def has_rates(encoder: ModalityEncoder) -> bool:
+    """Whether its spikes are rates, which no membrane tells afterwards: its part puts them out, to be compared."""
+    return encoder.config.num_spike_steps > 1
 
 
 class FusionPart(nn.Module):
@@ -113,6 +121,8 @@ def export_parts(
                 uses, outputs = {"text": f"{model.text}.token"}, ["token", "attention"]
                 inputs.append("text")
                 args += (torch.zeros(1, model.encoders[model.text].units),)
+            if has_rates(encoder):
+                outputs = [*outputs, "rates"]
             part = EncoderPart(encoder)
         file = f"{name or 'fusion'}.onnx"
         files[file] = _export(part, args, inputs, [*outputs, *(f"{s}_out" for s in state), "ok"])
@@ -200,13 +210,17 @@ def parity(
             fired[name].append(values)
         out = memory.step(sessions, inputs)
         flipped &= not inputs.reset
-        for name, encoder in state.encoders.items():  # a spike that differs leaves the membrane a threshold apart
-            apart = np.abs(memory.state[name].get("v", np.zeros((1, 0))) - encoder.v.numpy()) > 0.5
+        for name, encoder in state.encoders.items():
+            if not has_rates(model.encoders[name]):  # a spike that differs leaves the membrane a threshold apart
+                apart = np.abs(memory.state[name].get("v", np.zeros((1, 0))) - encoder.v.numpy()) > 0.5
+            elif name in spikes:  # and a rate a spike step apart
+                apart = np.abs(memory.held[f"{name}.rates"] - spikes[name]) > 0.5 / model.configs[name].num_spike_steps
+            else:
+                continue
             flips, neurons = flips + int(apart.sum()), neurons + apart.size
             flipped |= bool(apart.any())
         worst[flipped] = max(worst[flipped], float(np.abs(out[output].ravel() - said).max()))
-        begin = len(inputs.fresh) == 1 < len(model.names)  # of a drive, when hardly anything has come
-        if trace or (inputs.reset and not begin):
+        if trace or _begins(inputs, model):
             trace.append((inputs, out))
     rates = {name: round(float(np.mean(values)), 3) for name, values in fired.items() if values}
     report = {
@@ -223,6 +237,11 @@ def parity(
     ):
         raise EngineError(f"ONNX Runtime does not do what torch does: {report}")
     return report, trace[:GOLDEN_TICKS]
+
+
+def _begins(inputs: ModelInputs, model: MultiModalFusionNetwork) -> bool:
+    """Whether all state starts anew, and not at the begin of a drive, when hardly anything has come."""
+    return inputs.reset and not len(inputs.fresh) == 1 < len(model.names)
 
 
 class _Memory:
@@ -265,6 +284,26 @@ class _Memory:
         return said
 
 
+def _expect_stream(spec: StreamSpec, config: ModalityConfig, words: int) -> None:
+    """Raises ValueError unless the stream gives what the modality takes. What a config leaves open (0) may be anything,
+    and so may the kind of a custom one."""
+    kind = {"video": "image", "custom": spec.kind}.get(config.type.value, config.type.value)
+    images = config.type in (ModalityType.VISION, ModalityType.VIDEO)
+    shape = (*config.shape[-2:], config.shape[-3]) if images else config.shape
+    range_max_m = config.range_max_m or (SCAN_RANGE_MAX_M if config.type is ModalityType.SCAN else spec.range_max_m)
+    max_age_ms = spec.max_age_ms if spec.latched else config.max_age_s * 1e3
+    for what, want, got in (
+        ("kind", kind, spec.kind),
+        ("shape", shape, tuple(spec.shape)),
+        ("range_max_m", range_max_m, spec.range_max_m),
+        ("max_age_ms", round(max_age_ms, 3), round(spec.max_age_ms, 3)),
+        ("sample_rate_hz", config.sample_rate_hz or spec.sample_rate_hz, spec.sample_rate_hz),
+        ("words", config.vocabulary or words, words),
+    ):
+        if want != got:
+            raise ValueError(f"{spec.name}: {what}: expected {want} as the model has it, got {got}")
+
+
 def export_model(
     model: MultiModalFusionNetwork,
     streams: Sequence[StreamSpec],
@@ -285,21 +324,27 @@ def export_model(
     Args:
         streams: what each modality gets on a robot, in the model's order.
         outputs: {"action": ...} or {"values": {"names": [...], "classes": bool}}, as in the manifest, without sources.
+        words: of a text, as many as its modality's vocabulary has.
         tick: {"anchor", "period_ms", "max_period_ms"}; by the first stream's and the model's period.
         ticks: what to compare torch and ONNX on; noise if None. card: the model card.
 
-    Raises EngineError if the graphs do not do what torch does; then nothing is written. ValueError if streams and
-    modalities are not the same.
+    Raises EngineError if the graphs do not do what torch does; then nothing is written. ValueError, which names the
+    stream, if one is not what its modality was made for, or if all state starts anew on no tick.
     """
     if [spec.name for spec in streams] != list(model.names):
         raise ValueError(f"streams: expected {list(model.names)}, got {[spec.name for spec in streams]}")
+    for spec in streams:
+        _expect_stream(spec, model.configs[spec.name], len(words))
     ((output, said),) = outputs.items()
     said = dict(said)
     classes = said.pop("classes", False)
-    model.eval()
-    files, parts = export_parts(model, streams, output, classes)
+    model = copy.deepcopy(model).cpu().eval()  # the caller's stays as it is
     if ticks is None:
         ticks = random_inputs(streams, len(words), model.tick_period_s, PARITY_TICKS)
+    if not any(_begins(inputs, model) for inputs in ticks):
+        want = "one with reset" + (" and more than one stream fresh" if len(streams) > 1 else "")
+        raise ValueError(f"ticks: expected {want}, got none among {len(ticks)}")
+    files, parts = export_parts(model, streams, output, classes)
     report, trace = parity(model, files, parts, output, ticks, classes)
     period_ms = round(model.tick_period_s * 1e3, 3)
     shown = asked(model)

@@ -4,6 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="models need torch")
 
+from dataclasses import replace
+
 import numpy as np
 
 from mm_edge import preprocess
@@ -42,8 +44,23 @@ MODALITIES = {
     "conv3d": ModalityConfig(ModalityType.VIDEO, (4, 3, 16, 16), **SMALL),
     "frames": ModalityConfig(ModalityType.VIDEO, (4, 3, 16, 16), preprocessing="frames", **SMALL),
     "custom": ModalityConfig(ModalityType.CUSTOM, 4, preprocessing=Smell, **SMALL),
+    "conv2d": ModalityConfig(ModalityType.AUDIO, (2, 20, 7), preprocessing="conv2d", **SMALL),
+    "sequence": ModalityConfig(ModalityType.TEXT, 6, vocabulary=9, preprocessing="sequence", max_age_s=0, **SMALL),
     "ltc": ModalityConfig(ModalityType.SENSOR, 3, backbone="ltc", **SMALL),
     "many_spike_steps": ModalityConfig(ModalityType.SENSOR, 3, num_spike_steps=8, **SMALL),
+}
+ASKED = {
+    "camera": ModalityConfig(ModalityType.VISION, (3, 32, 40), preprocessing="asked", **SMALL),
+    "text": MODALITIES["text"],
+}
+COMPARED = {name: replace(WHEELS, backbone=name) for name in ("gru", "gru_dt", "none")}
+COMPARED["no_spikes"] = replace(WHEELS, num_spike_steps=0)
+NETWORKS = {name: {name: config} for name, config in MODALITIES.items()} | {"asked": ASKED, "compared": COMPARED}
+PRESET_SIZES = {
+    "captioning": {"vocabulary": 20, "image_size": (3, 32, 32)},
+    "video": {"num_classes": 6, "clip": (4, 3, 32, 32)},
+    "robot_control": {"action_dim": 2, "camera_size": (3, 32, 32)},
+    "moderation": {"text_vocab_size": 30, "image_size": (3, 32, 32)},
 }
 
 
@@ -89,11 +106,57 @@ def test_a_modality_that_is_absent_does_not_matter_and_has_no_weight(strategy):
     assert model({"wheels": wheels}, mask=torch.zeros(1, 3)).output.isfinite().all()  # nothing at all
 
 
-@pytest.mark.parametrize("name", MODALITIES)
+@pytest.mark.parametrize("strategy", FusionStrategy)
+def test_what_is_masked_is_not_looked_at_as_a_robot_does_not_step_on_it(strategy):
+    model, mask = network({"camera": CAMERA, "wheels": WHEELS}, strategy), torch.ones(1, 3, 2)
+    mask[0, 1, 0] = 0
+    camera, wheels = some(CAMERA, 1, 3), some(WHEELS, 1, 3)
+    other = camera.clone()
+    other[:, 1] += 1
+    result, changed = (model({"camera": x, "wheels": wheels}, mask, None, True) for x in (camera, other))
+    assert torch.equal(result.output, changed.output)
+    alone = model({"camera": camera[:, [0, 2]]}, dt=torch.tensor([[[1 / 15], [2 / 15]]]), return_modality_features=True)
+    torch.testing.assert_close(result.modality_features["camera"][:, [0, 2]], alone.modality_features["camera"])
+
+
+def test_a_text_that_is_masked_does_not_steer():
+    model = network({**ASKED, "text": replace(ASKED["text"], num_spike_steps=0)})
+    camera = some(ASKED["camera"], 1, 3)
+    texts = torch.tensor([[[1, 2, 0, 0, 0, 0]], [[3, 4, 5, 0, 0, 0]]])
+    for there in (1.0, 0.0):
+        results = [model({"camera": camera, "text": x}, torch.tensor([[1, there]]), None, False, True) for x in texts]
+        one, other = (result.attention_maps["camera"] for result in results)
+        assert torch.equal(one, other) == (not there)
+
+
+def test_a_sample_that_is_held_ages_until_it_is_absent():
+    model = network({"camera": CAMERA, "wheels": WHEELS})
+    weights = model({"camera": some(CAMERA, 1), "wheels": some(WHEELS, 1, 7)}).modality_weights[0, :, 0]
+    assert (weights > 0).tolist() == [True] * 5 + [False] * 2  # at 15 Hz it is older than 0.3 s at the sixth tick
+
+
+def test_maps_of_an_asked_camera_are_of_what_it_saw_last():
+    model = network(ASKED)
+    camera, text = some(ASKED["camera"], 1, 2), torch.tensor([[1, 2, 0, 0, 0, 0]])
+    mask = torch.tensor([[[0.0, 1.0], [1.0, 1.0]]])
+    maps = model({"camera": camera, "text": text}, mask, return_attention_maps=True).attention_maps["camera"][0]
+    assert maps.shape == (2, 4, 5)
+    assert maps.sum((1, 2)).tolist() == [0, pytest.approx(1)]
+    assert list(model({"text": text}, return_attention_maps=True).attention_maps) == ["fusion"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_modality_learns(name):
-    model = network({name: MODALITIES[name]}).train()
-    model({name: some(MODALITIES[name], 3, 4)}).output.square().mean().backward()
+    model = network(NETWORKS[name]).train()
+    model({name: some(config, 3, 4) for name, config in NETWORKS[name].items()}).output.square().mean().backward()
     assert [n for n, p in model.encoders.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("strategy", FusionStrategy)
+def test_every_strategy_learns_whom_to_trust(strategy):
+    model = network({"camera": CAMERA, "wheels": WHEELS}, strategy)
+    model({"camera": some(CAMERA, 3), "wheels": some(WHEELS, 3)}).output.square().mean().backward()
+    assert model.fusion.weight.grad.all() and model.fusion.gate.weight.grad.any()
 
 
 def test_samples_without_a_time_axis_are_one_step():
@@ -121,35 +184,117 @@ def test_waveforms_become_the_log_mel_that_a_robot_makes():
     np.testing.assert_allclose(got, want, atol=2e-4)
 
 
+def test_a_waveform_is_int16_or_float_from_minus_1_to_1():
+    config = sound(8000, 0.15, num_spike_steps=0, **SMALL)
+    model, samples = network({"audio": config}), torch.randint(-3000, 3000, (2, 1200), dtype=torch.int16)
+    whole, floats, silence = (model({"audio": x}).output for x in (samples, samples / 32768, 0 * samples))
+    torch.testing.assert_close(whole, floats)
+    assert not torch.allclose(whole, silence)
+
+
+def test_a_sequence_hears_the_order_of_words_and_a_bag_does_not():
+    for name, differs in (("sequence", True), ("bag", False)):
+        model = network({"text": replace(MODALITIES["text"], preprocessing=name, num_spike_steps=0)})
+        one, other = model({"text": torch.tensor([[1, 2, 3, 0, 0, 0], [3, 1, 2, 0, 0, 0]])}).output
+        assert torch.allclose(one, other) != differs
+
+
 @pytest.mark.parametrize(
     "inputs, words",
     [
-        ({"camera": torch.zeros(2, 3, 16, 25)}, r"camera: expected .*3, 16, 24.* got \(2, 3, 16, 25\)"),
+        ({"camera": torch.zeros(2, 3, 16, 25)}, r"camera: expected .*3, 16, 24.* got float32 \(2, 3, 16, 25\)"),
+        (
+            {"camera": torch.zeros(2, 3, 16, 24).byte()},
+            r"camera: expected uint8 \(batch, \[time,\] 16, 24, 3\) or float",
+        ),
+        ({"camera": torch.zeros(2, 16, 24, 3)}, r"camera: expected .* got float32 \(2, 16, 24, 3\)"),
+        ({"wheels": torch.zeros(2, 3).long()}, r"wheels: expected float32 \(batch, \[time,\] 3\), got int64"),
+        ({"text": torch.zeros(2, 6)}, r"text: expected int64 .* got float32 \(2, 6\)"),
+        ({"text": torch.full((2, 6), 10)}, r"text: expected tokens from 0 to 9, got 10 to 10"),
+        ({"text": torch.full((2, 6), -1)}, r"text: expected tokens from 0 to 9, got -1 to -1"),
         ({"camera": some(CAMERA, 2), "wheels": some(WHEELS, 3)}, r"wheels: expected a batch of 2.* got \(3, 3\)"),
         ({"camera": some(CAMERA, 2, 4), "wheels": some(WHEELS, 2, 5)}, r"wheels: .*4 time steps.* got \(2, 5, 3\)"),
-        ({"lidar": some(WHEELS, 2)}, r"lidar: expected one of the modalities \['camera', 'wheels'\]"),
+        ({"lidar": some(WHEELS, 2)}, r"lidar: expected one of the modalities \['camera', 'wheels', 'text'\]"),
         ({}, "expected at least one"),
     ],
 )
 def test_wrong_dimensions_name_the_modality(inputs, words):
     with pytest.raises(ValueError, match=words):
-        network({"camera": CAMERA, "wheels": WHEELS})(inputs)
+        network({"camera": CAMERA, "wheels": WHEELS, "text": MODALITIES["text"]})(inputs)
 
 
 @pytest.mark.parametrize(
-    "config, words",
+    "more, words",
     [
-        (ModalityConfig(ModalityType.VISION, (16, 24)), "eye: VISION: expected an input_dim of 3 numbers"),
-        (ModalityConfig(ModalityType.VISION, (3, 16, 24), preprocessing="vit"), "one of .*'resnet'.* got 'vit'"),
-        (ModalityConfig(ModalityType.VISION, (3, 16, 24), backbone="lstm"), "eye: backbone: .* got 'lstm'"),
-        (ModalityConfig(ModalityType.VISION, (3, 16, 24), preprocessing="asked"), "eye: .*needs a TEXT"),
-        (ModalityConfig(ModalityType.CUSTOM, 3), "eye: a custom modality's preprocessing: expected a class"),
-        (ModalityConfig(ModalityType.TEXT, 3), "eye: TEXT: expected a vocabulary"),
+        ({"mask": torch.ones(2, 2)}, r"mask: expected \(2, 3, 1\) or \(2, 1\), got \(2, 2\)"),
+        ({"mask": torch.ones(2, 1, 1)}, r"mask: expected .* got \(2, 1, 1\)"),
+        ({"dt": torch.ones(2, 3)}, r"dt: expected \(2, 3, 1\), got \(2, 3\)"),
+        ({"dt": torch.ones(2, 1, 1)}, r"dt: expected \(2, 3, 1\), got \(2, 1, 1\)"),
     ],
 )
-def test_a_config_that_makes_no_sense_names_the_modality(config, words):
+def test_a_mask_or_dt_of_another_shape_is_refused(more, words):
     with pytest.raises(ValueError, match=words):
-        MultiModalFusionNetwork({"eye": config})
+        network({"wheels": WHEELS})({"wheels": some(WHEELS, 2, 3)}, **more)
+
+
+@pytest.mark.parametrize(
+    "kind, shape, more, words",
+    [
+        ("VISION", (16, 24), {}, r"VISION: expected an input_dim of \(channels, height, width\), got \(16, 24\)"),
+        ("VISION", (3, 16, 24), {"preprocessing": "vit"}, "one of .*'resnet'.* got 'vit'"),
+        ("VISION", (3, 16, 24), {"backbone": "lstm"}, "backbone: .* got 'lstm'"),
+        ("VISION", (3, 32, 32), {"preprocessing": "asked"}, "preprocessing 'asked' needs a TEXT"),
+        ("VISION", (3, 24, 32), {"preprocessing": "asked"}, r"'asked': .*at least 25 pixels, got \(3, 24, 32\)"),
+        ("VISION", (1, 32, 32), {"preprocessing": "asked"}, r"'asked': .*\(3, height, width\).* got \(1, 32, 32\)"),
+        ("SCAN", (1, 40), {}, r"SCAN: expected an input_dim of \(2, beams\), got \(1, 40\)"),
+        ("SCAN", (2, 6), {}, "SCAN: expected at least 7 beams, got 6"),
+        ("POINTS", (12, 3), {}, r"POINTS: expected an input_dim of \(n, 4\), got \(12, 3\)"),
+        ("SENSOR", 0, {}, r"SENSOR: expected an input_dim of \(n\), got 0"),
+        ("SENSOR", 3, {"beta": 1}, "beta: expected a share between 0 and 1, got 1"),
+        ("SENSOR", 3, {"beta": 0}, "beta: expected a share between 0 and 1, got 0"),
+        ("TEXT", 3, {}, "TEXT: expected a vocabulary"),
+        ("CUSTOM", 3, {}, "a custom modality's preprocessing: expected a class"),
+        ("CUSTOM", 3, {"preprocessing": lambda _: torch.nn.Identity()}, "Identity.features: expected .* got NoneType"),
+    ],
+)
+def test_a_config_that_makes_no_sense_names_the_modality(kind, shape, more, words):
+    with pytest.raises(ValueError, match=f"eye: .*{words}"):
+        MultiModalFusionNetwork({"eye": ModalityConfig(ModalityType[kind], shape, **more)})
+
+
+@pytest.mark.parametrize("name", ["cam.left", "values", "fusion"])
+def test_a_name_that_is_taken_is_refused(name):
+    with pytest.raises(ValueError, match=f"expected names without dots, .* got '{name}'"):
+        network({name: WHEELS})
+
+
+def test_an_asked_camera_takes_sizes_that_are_no_multiple_of_8():
+    model = network({**ASKED, "camera": replace(ASKED["camera"], input_dim=(3, 25, 100))})
+    camera, text = torch.zeros(1, 3, 25, 100), torch.tensor([[1, 2, 0, 0, 0, 0]])
+    maps = model({"camera": camera, "text": text}, return_attention_maps=True).attention_maps["camera"]
+    assert maps.shape == (1, 4, 13)
+
+
+class Griddy(Smell):
+    """With an attribute that an "asked" net has, too."""
+
+    grid = (1, 1)
+
+
+class Boaster(Smell):
+    """It says that it puts out more than it does."""
+
+    def __init__(self, config: ModalityConfig):
+        super().__init__(config)
+        self.features = 7
+
+
+def test_a_custom_net_may_have_attributes_of_its_own_and_must_say_how_many_features_it_has():
+    smell = {"nose": some(MODALITIES["custom"], 2)}
+    nose = network({"nose": replace(MODALITIES["custom"], preprocessing=Griddy)})
+    assert nose(smell, return_attention_maps=True).output.shape == (2, 2)
+    with pytest.raises(ValueError, match=r"Boaster: expected \(n, 7\) of it, .* got \(2, 5\)"):
+        network({"nose": replace(MODALITIES["custom"], preprocessing=Boaster)})(smell)
 
 
 def test_the_robots_model_and_the_three_modal_one():
@@ -160,16 +305,18 @@ def test_the_robots_model_and_the_three_modal_one():
     assert three(inputs).output.shape == (2, 4)
 
 
-@pytest.mark.parametrize(
-    "preset, sizes, outputs",
-    [
-        ("captioning", {"vocabulary": 20, "image_size": (3, 32, 32)}, 21),
-        ("video", {"num_classes": 6, "clip": (4, 3, 32, 32)}, 6),
-        ("robot_control", {"action_dim": 2, "camera_size": (3, 32, 32)}, 2),
-        ("moderation", {"text_vocab_size": 30, "image_size": (3, 32, 32)}, 2),
-    ],
-)
-def test_presets(preset, sizes, outputs):
-    model = PRESETS[preset](fusion_dim=16, **sizes).eval()
+@pytest.mark.parametrize("preset, outputs", [("captioning", 21), ("video", 6), ("robot_control", 2), ("moderation", 2)])
+def test_presets_take_what_the_family_takes(preset, outputs):
+    family = {"fusion_dim": 16, "num_attention_heads": 2, "fusion_strategy": FusionStrategy.LATE, "core": "ltc"}
+    model = PRESETS[preset](**PRESET_SIZES[preset], **family, fusion_units=8, tick_period_s=0.1).eval()
     result = model({name: some(config, 1) for name, config in model.configs.items()})
     assert result.output.shape == (1, outputs)
+    assert (model.strategy, model.tick_period_s, model.core.units) == (FusionStrategy.LATE, 0.1, 8)
+
+
+def test_the_next_word_of_a_caption_depends_on_the_order_of_those_before():
+    model = PRESETS["captioning"](fusion_dim=16, **PRESET_SIZES["captioning"]).eval()
+    image, words = torch.zeros(2, 3, 32, 32), torch.zeros(2, 32, dtype=torch.int64)
+    words[0, :3], words[1, :3] = torch.tensor([1, 2, 3]), torch.tensor([3, 2, 1])
+    one, other = model({"image": image, "text": words}).output
+    assert not torch.allclose(one, other)

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import cache
 
 import pytest
 
@@ -67,6 +68,25 @@ def test_compiled_scans_differ_in_at_most_one_rate_of_ten_thousand(encoder):
     assert (rate != plain).float().mean() <= 1e-4
     for grad, want in zip(torch.autograd.grad(rate.square().sum(), inputs), wanted, strict=True):
         assert (grad - want).norm() < 1e-3 * want.norm()
+
+
+def test_chunks_of_any_size_are_compiled_as_one_and_give_the_same_to_the_bit(encoder, monkeypatch):
+    sizes = set()
+
+    def compile_as_is(scan, dynamic):
+        return lambda *args: sizes.add(args[0].shape[-2]) or scan(*args)
+
+    monkeypatch.setattr(torch, "compile", compile_as_is)
+    monkeypatch.setattr(spikes, "_can_compile", lambda: True)
+    monkeypatch.setattr(spikes, "_fused", cache(spikes._fused.__wrapped__))
+    for n in (1, 7, 32, 45):
+        x = (2 * torch.randn(n, 64)).requires_grad_()
+        results = []
+        for encoder.compiled in (False, True):
+            rate = encoder(x)
+            results.append([rate, *torch.autograd.grad(rate.square().sum(), [x, *encoder.parameters()])])
+        assert all(map(torch.equal, *results))
+    assert sizes == {32}
 
 
 def test_rates_and_gradients_are_those_of_snntorch(encoder):

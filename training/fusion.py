@@ -3,8 +3,8 @@
     features, gates, attention = fusion(tokens, mask, age)
 
 `mask` and `age` are inputs. An absent modality is replaced by a learned absence and attended by no one; where there is
-attention, a null token is always there, so that all sensors absent is no NaN. `gates` weigh the modalities (for what is
-shown, and in all but the attention itself): from what they say, and by a learned trust in each.
+attention, a null token is always there, so that all sensors absent is no NaN. `gates` are the modalities' shares, from
+what they say and by a learned trust in each: of all that goes on, but for hybrid, where they weigh the late part alone.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class CrossModalAttention(nn.Module):
 
 
 class CrossModalAttentionFusion(Fusion):
-    """Hybrid: the tokens early (side by side), through cross-modal attention, and late (a proposal of each modality,
-    weighed)."""
+    """Hybrid: the tokens early (side by side, not weighed), through cross-modal attention, and late (a proposal of each
+    modality, weighed by the gates)."""
 
     def __init__(self, token_units: Sequence[int], max_age_s: Sequence[float], dim: int, heads: int, outputs: int):
         super().__init__(token_units, max_age_s, dim)
@@ -138,7 +138,8 @@ class LateFusion(Fusion):
 
 
 class HierarchicalFusion(Fusion):
-    """Attention within each group of modalities, whose members its gates sum up, then between the groups.
+    """Attention within each group of modalities, whose members the gates sum up, then between the groups, each of which
+    its members' gates weigh.
 
     `groups`: for each modality the number of its group, from 0 on.
     """
@@ -158,21 +159,22 @@ class HierarchicalFusion(Fusion):
         self.features = outputs
 
     def forward(self, tokens: Sequence[Tensor], mask: Tensor, age: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.tokens(tokens, mask, age)
-        there = mask > 0
-        sums, gates, attention = [], torch.zeros_like(mask), None
+        x, there = self.tokens(tokens, mask, age), mask > 0
+        inner, attention = torch.zeros_like(x), None
         for member in self.member:  # all tokens pass, but attend to their group's only
             z, attended = self.within(*_with_null(x, self.null, (there & member).to(mask.dtype)))
-            share = self.gates(z[:, :-1], (there & member).to(mask.dtype)) * (there & member).any(-1, keepdim=True)
-            sums.append((share[..., None] * z[:, :-1]).sum(1))
-            gates = gates + share
+            inner = torch.where(member[:, None], z[:, :-1], inner)
             rows = torch.cat([member, member.new_ones(1)])[None, None, :, None]
             attention = attended if attention is None else torch.where(rows, attended, attention)
-        seen = torch.stack([(there & member).any(-1) for member in self.member], 1)  # (B, groups)
-        z, _ = self.between(*_with_null(torch.stack(sums, 1), self.null, seen.to(mask.dtype)))
-        total = gates.sum(-1, keepdim=True).clamp(min=1)  # of each group 1
         assert attention is not None
-        return self.out(z.flatten(1)), gates / total, attention
+        gates = self.gates(inner, mask)
+        by_group = gates[:, None] * self.member.to(mask.dtype)  # (B, groups, M)
+        shares = by_group.sum(-1, keepdim=True)
+        sums = by_group @ inner / shares.clamp(min=1e-6)
+        seen = (there[:, None] & self.member).any(-1)
+        z, _ = self.between(*_with_null(sums, self.null, seen.to(mask.dtype)))
+        groups = z[:, :-1] * shares * self.count  # weighed behind the attention, which takes each to one size
+        return self.out(torch.cat([groups, z[:, -1:]], 1).flatten(1)), gates, attention
 
 
 def build_fusion(

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S
 from mm_edge.types import StreamSpec
-from training.batches import Batch, regular_batch, regular_steps
+from training.batches import Batch, StepBatch, regular_batch, regular_steps
 from training.cells import CELLS, LIF
 from training.fusion import FusionStrategy, build_fusion
 from training.nets import ModalityConfig, ModalityType, build_net, centred
@@ -53,10 +53,15 @@ class ModalityEncoder(nn.Module):
         super().__init__()
         if config.backbone not in CELLS:
             raise ValueError(f"backbone: expected one of {list(CELLS)}, got {config.backbone!r}")
+        if not 0 < config.beta < 1:
+            raise ValueError(f"beta: expected a share between 0 and 1, got {config.beta}")
         self.config, self.shape = config, config.shape
         self.period_s = config.period_s or tick_period_s
         self.net = build_net(config, text_units)
-        features = self.net.features
+        features = getattr(self.net, "features", None)
+        if not isinstance(features, int):
+            got = type(features).__name__
+            raise ValueError(f"{type(self.net).__name__}.features: expected how many it puts out, an int, got {got}")
         self.project = nn.Identity()
         if config.encoder_dim is not None:
             self.project = nn.Sequential(nn.Linear(features, config.encoder_dim), nn.ReLU())
@@ -85,7 +90,7 @@ class ModalityEncoder(nn.Module):
     @property
     def asks(self) -> bool:
         """Whether its net wants the text's token, too."""
-        return hasattr(self.net, "grid")
+        return self.config.preprocessing == "asked"
 
     def zero_state(self, batch: int) -> EncoderState:
         neurons = self.lif.units if hasattr(self, "lif") else 0
@@ -106,10 +111,12 @@ class ModalityEncoder(nn.Module):
         return frames, frames[:, 1:].flatten(1)
 
     def features(self, x: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Samples (N, ...) -> features (N, features); of an "asked" net also its scores and its grid."""
-        if not self.asks:
-            return self.dropout(self.project(self.net(x))), None, None
-        features, scores, grid = self.net(x, text)
+        """Samples (N, ...) -> features (N, features); of an "asked" net also its scores and its grid. Raises ValueError
+        if a net of the user's own does not put out as many as it says."""
+        features, scores, grid = self.net(x, text) if self.asks else (self.net(x), None, None)
+        if features.shape[1:] != (self.net.features,):
+            net, got = type(self.net).__name__, tuple(features.shape)
+            raise ValueError(f"{net}: expected (n, {self.net.features}) of it, as its features say, got {got}")
         return self.dropout(self.project(features)), scores, grid
 
     def step(self, features: Tensor, state: EncoderState, dt: Tensor) -> tuple[Tensor, Tensor, EncoderState]:
@@ -178,7 +185,7 @@ class FusionResult(NamedTuple):
     modality_features: dict[str, Tensor] | None  # (B, T, liquid_units), or without T
     attention_maps: dict[str, Tensor] | None  # "fusion" (B, T, heads, M + 1, M + 1), the last: the null token; an asked
     # camera (B, T, rows, cols)
-    modality_weights: Tensor  # (B, T, M), how much the fusion gave to each
+    modality_weights: Tensor  # (B, T, M), each one's share where the strategy weighs them: of HYBRID in its late part
 
 
 class MultiModalFusionNetwork(nn.Module):
@@ -221,6 +228,9 @@ class MultiModalFusionNetwork(nn.Module):
         text_units = self.configs[self.text].liquid_units if self.text else 0
         self.encoders = nn.ModuleDict()
         for name, config in self.configs.items():
+            if name in ("", "fusion") or "." in name or hasattr(self.encoders, name):
+                what = "names without dots, other than 'fusion' and the attributes of a torch ModuleDict"
+                raise ValueError(f"modality_configs: expected {what}, got {name!r}")
             try:
                 self.encoders[name] = ModalityEncoder(config, tick_period_s, text_units)
             except ValueError as error:
@@ -262,15 +272,19 @@ class MultiModalFusionNetwork(nn.Module):
         """Regular sequences from rest.
 
         Args:
-            inputs: by name (B, T, *input_dim), or (B, *input_dim): one sample, at the first tick, and held; of sound
-                also waveforms (B, [T,] channels, samples), (B, samples). What is not given is absent.
-            mask: (B, T, M) or (B, M), 1 where a modality is present; it is absent where it was not given.
+            inputs: by name (B, T, *input_dim), or (B, *input_dim): one sample, at the first tick, held until it is
+                max_age_s old; of sound also waveforms (B, [T,] channels, samples), (B, samples), float within [-1, 1]
+                or int16. What is not given is absent.
+            mask: (B, T, M) or (B, M), 1 where a modality is present; it is absent where it was not given. What is
+                absent is not looked at.
             dt: (B, T, 1) seconds between ticks; the nominal period.
 
         Raises ValueError, which names the modality, what was expected and what came.
         """
         inputs = {name: self._channels(name, x) for name, x in inputs.items()}
         lanes, ticks, one = self._sizes(inputs)
+        _expect("mask", mask, (lanes, ticks, len(self.names)), (lanes, len(self.names)))
+        _expect("dt", dt, (lanes, ticks, 1))
         batch = self._regular(inputs, lanes, ticks, mask, dt)
         result, _ = self.scan(batch, self.zero_state(lanes))
 
@@ -283,9 +297,12 @@ class MultiModalFusionNetwork(nn.Module):
         if return_attention_maps:
             maps = {"fusion": shown(result.attention)}
             for name, scores in result.scores.items():
-                steps = batch.steps[name]
+                if name not in inputs:
+                    continue
+                at = batch.steps[name].at
                 looked = scores[:, :-1].softmax(-1).view(lanes, -1, *self.encoders[name].net.grid)
-                maps[name] = shown(looked[torch.arange(lanes)[:, None], (steps.at - 1).clamp(min=0)])
+                looked = looked[torch.arange(lanes)[:, None], (at - 1).clamp(min=0)]
+                maps[name] = shown(looked * (at > 0)[..., None, None])
         return FusionResult(shown(result.output), features, maps, shown(result.gates))
 
     def _channels(self, name: str, x: Tensor) -> Tensor:
@@ -302,11 +319,15 @@ class MultiModalFusionNetwork(nn.Module):
             raise ValueError(f"expected at least one of the modalities {list(self.names)}, got none")
         sizes: dict[str, tuple[int, int | None]] = {}
         for name, x in inputs.items():
-            tails = _tails(self.configs[name])
-            timed, single = (any(_fits(x.shape[n:], tail) for tail in tails) for n in (2, 1))
-            if not timed and not single:
-                want = " or ".join(f"(batch, [time,] {', '.join(map(str, tail))})" for tail in tails)
-                raise ValueError(f"{name}: expected {want}".replace("None", "n") + f", got {tuple(x.shape)}")
+            config = self.configs[name]
+            timed = _has_time(config, x)
+            if timed is None:
+                layouts = _layouts(config)
+                want = " or ".join(f"{kind} (batch, [time,] {', '.join(map(str, shape))})" for kind, shape in layouts)
+                got = f"{_kind(x)} {tuple(x.shape)}"
+                raise ValueError(f"{name}: expected {want}".replace("None", "n") + f", got {got}")
+            if config.vocabulary and ((x < 0) | (x > config.vocabulary)).any():
+                raise ValueError(f"{name}: expected tokens from 0 to {config.vocabulary}, got {x.min()} to {x.max()}")
             sizes[name] = len(x), x.shape[1] if timed else None
         lanes, ticks = next(iter(sizes.values()))[0], [t for _, t in sizes.values() if t is not None]
         for name, (batch, t) in sizes.items():
@@ -318,23 +339,26 @@ class MultiModalFusionNetwork(nn.Module):
     def _regular(
         self, inputs: Mapping[str, Tensor], lanes: int, ticks: int, mask: Tensor | None, dt: Tensor | None
     ) -> Batch:
-        """Regular sequences as a batch of irregular time: every modality steps at every tick, or once."""
+        """Regular sequences as a batch of irregular time: as a robot would have them, every modality steps at each tick
+        where it is present; or at the first alone, and from then on it ages until it is absent."""
         device = next(iter(inputs.values())).device
         if dt is None:
             dt = torch.full((lanes, ticks, 1), self.tick_period_s, device=device)
-        present = torch.tensor([float(name in inputs) for name in self.names], device=device)
-        present = present.expand(lanes, ticks, -1)
-        if mask is not None:
-            present = present * (mask if mask.dim() == 3 else mask[:, None])
-        steps, text_steps = {}, self._text_steps(inputs, ticks)
-        for name, config in self.configs.items():
-            if name in inputs:
-                timed = any(_fits(inputs[name].shape[2:], tail) for tail in _tails(config))
-                x = inputs[name] if timed else inputs[name][:, None]
-            else:
-                x = _blank(config, lanes, device)
-            steps[name] = regular_steps(x, dt, ticks, self.encoders[name].period_s, text_steps)
-        return regular_batch(steps, present, dt, {})
+        if mask is None:
+            mask = torch.ones(lanes, len(self.names), device=device)
+        present = (mask if mask.dim() == 3 else mask[:, None]).expand(lanes, ticks, -1) > 0
+        since_s = (dt.cumsum(1) - dt[:, :1]).squeeze(-1)  # the first tick
+        steps, there, ages, text_steps = {}, [], [], self._text_steps(inputs, ticks)
+        for i, (name, config) in enumerate(self.configs.items()):
+            x, age = inputs.get(name, _blank(config, lanes, device)), torch.zeros_like(since_s)
+            if not _has_time(config, x):
+                x, age = x[:, None], since_s
+            every = regular_steps(x, dt, ticks, self.encoders[name].period_s, text_steps)
+            steps[name] = _taken(every, present[..., i], since_s)
+            there.append(present[..., i] & (steps[name].at > 0) & (age <= (config.max_age_s or math.inf)))
+            ages.append(age.clamp(max=config.max_age_s))
+        batch = regular_batch(steps, torch.stack(there, -1).to(dt.dtype), dt, {})
+        return replace(batch, age=torch.stack(ages, -1))
 
     def _text_steps(self, inputs: Mapping[str, Tensor], ticks: int) -> int:
         if self.text not in inputs:
@@ -384,20 +408,51 @@ class MultiModalFusionNetwork(nn.Module):
         return result, ModelState(encoders, held, h)
 
 
-def _tails(config: ModalityConfig) -> list[tuple[int | None, ...]]:
-    """Shapes of one sample that a modality takes; None is any."""
+def _taken(steps: StepBatch, present: Tensor, since_s: Tensor) -> StepBatch:
+    """Of a regular batch's steps those where their modality is present (B, T); `since_s` (B, T) is each tick's time. As
+    on a robot, a step's dt is the time since the one before that was taken."""
+    keep = steps.keep & present[:, : steps.keep.shape[1], None]
+    slot = torch.arange(keep.shape[1], device=keep.device)
+    last = ((slot[:, None] + 1) * keep).squeeze(-1).cummax(1).values  # (B, S), counted from 1; 0: none was taken yet
+    before = F.pad(last[:, :-1], (1, 0))
+    gap_s = since_s[:, : len(slot)] - since_s.gather(1, (before - 1).clamp(min=0))
+    gap_s = torch.where(before > 0, gap_s, steps.dt[:, :1, 0])
+    dt = torch.where((before == slot)[..., None], steps.dt, gap_s[..., None])
+    return replace(steps, keep=keep, dt=dt, at=last.expand(steps.at.shape))
+
+
+def _expect(name: str, x: Tensor | None, *shapes: tuple[int, ...]) -> None:
+    """Raises ValueError."""
+    if x is not None and tuple(x.shape) not in shapes:
+        raise ValueError(f"{name}: expected {' or '.join(map(str, shapes))}, got {tuple(x.shape)}")
+
+
+def _layouts(config: ModalityConfig) -> list[tuple[str, tuple[int | None, ...]]]:
+    """What one sample of a modality may be: a type of numbers and a shape, in which None is any."""
     shape = config.shape
     if config.type is ModalityType.VISION:
-        return [shape, (*shape[1:], shape[0])]
+        return [("uint8", (*shape[1:], shape[0])), ("float32", shape)]
     if config.type is ModalityType.VIDEO:
-        return [shape, (shape[0], *shape[2:], shape[1])]
+        return [("uint8", (shape[0], *shape[2:], shape[1])), ("float32", shape)]
     if config.type is ModalityType.AUDIO and config.sample_rate_hz:
-        return [shape, (shape[0] - 1, None)]
-    return [shape]
+        wave = (shape[0] - 1, None)
+        return [("float32", shape), ("float32", wave), ("int16", wave)]
+    return [("int64" if config.type is ModalityType.TEXT else "float32", shape)]
 
 
-def _fits(shape: Sequence[int], tail: Sequence[int | None]) -> bool:
-    return len(shape) == len(tail) and all(want in (None, n) for n, want in zip(shape, tail))
+def _kind(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _has_time(config: ModalityConfig, x: Tensor) -> bool | None:
+    """Whether x is (B, T, ...) or (B, ...) of what the modality takes; None if it is neither."""
+    for before, has in ((2, True), (1, False)):
+        for kind, shape in _layouts(config):
+            right = config.type is ModalityType.CUSTOM or kind == _kind(x)
+            got = x.shape[before:]
+            if right and len(got) == len(shape) and all(want in (None, n) for n, want in zip(got, shape)):
+                return has
+    return None
 
 
 def _blank(config: ModalityConfig, lanes: int, device: torch.device) -> Tensor:
@@ -411,7 +466,7 @@ class RobotMultiSensorModel(MultiModalFusionNetwork):
 
     Args:
         camera_size: (3, h, w). num_sensors: numbers that come together, such as joint positions.
-        modalities: instead of these two, by name. Further arguments as of `MultiModalFusionNetwork`.
+        modalities: instead of these two, by name. sizes: further arguments of `MultiModalFusionNetwork`.
     """
 
     def __init__(
@@ -422,10 +477,8 @@ class RobotMultiSensorModel(MultiModalFusionNetwork):
         action_dim: int = 7,
         *,
         modalities: Mapping[str, ModalityConfig] | None = None,
-        fusion_strategy: FusionStrategy = FusionStrategy.HYBRID,
         num_attention_heads: int = 4,
-        fusion_units: int | None = None,
-        tick_period_s: float = 1 / 15,
+        **sizes: Any,
     ):
         super().__init__(
             modalities
@@ -433,8 +486,7 @@ class RobotMultiSensorModel(MultiModalFusionNetwork):
                 "camera": ModalityConfig(ModalityType.VISION, camera_size),
                 "sensors": ModalityConfig(ModalityType.SENSOR, num_sensors),
             },
-            fusion_strategy, fusion_dim, num_attention_heads, action_dim,
-            fusion_units=fusion_units, tick_period_s=tick_period_s,
+            fusion_dim=fusion_dim, num_attention_heads=num_attention_heads, output_dim=action_dim, **sizes,
         )  # fmt: skip
 
     def _head(self, units: int, outputs: int) -> nn.Module:
@@ -446,7 +498,8 @@ class RobotMultiSensorModel(MultiModalFusionNetwork):
 
 
 class TriModalModel(MultiModalFusionNetwork):
-    """Picture, text and sound in, logits of classes out. Sound is a waveform, or log-mel as a robot has it."""
+    """Picture, text and sound in, logits of classes out. Sound is a waveform, float within [-1, 1] or int16, or log-mel
+    as a robot has it. `sizes`: further arguments of `MultiModalFusionNetwork`."""
 
     def __init__(
         self,
@@ -458,7 +511,7 @@ class TriModalModel(MultiModalFusionNetwork):
         *,
         text_length: int = 32,
         audio_s: float = 1.0,
-        fusion_strategy: FusionStrategy = FusionStrategy.HYBRID,
+        **sizes: Any,
     ):
         super().__init__(
             {
@@ -466,7 +519,7 @@ class TriModalModel(MultiModalFusionNetwork):
                 "text": ModalityConfig(ModalityType.TEXT, text_length, vocabulary=text_vocab_size, max_age_s=0),
                 "audio": sound(audio_sample_rate, audio_s),
             },
-            fusion_strategy, fusion_dim, output_dim=num_classes,
+            fusion_dim=fusion_dim, output_dim=num_classes, **sizes,
         )  # fmt: skip
 
 
@@ -480,17 +533,20 @@ def captioning(
     vocabulary: int, image_size: tuple[int, int, int] = (3, 224, 224), **sizes: Any
 ) -> MultiModalFusionNetwork:
     """What comes next in a caption: picture and words so far in, logits of the vocabulary (and of the end, 0) out."""
-    text = ModalityConfig(ModalityType.TEXT, 32, vocabulary=vocabulary, max_age_s=0)
+    text = ModalityConfig(ModalityType.TEXT, 32, vocabulary=vocabulary, preprocessing="sequence", max_age_s=0)
     modalities = {"image": ModalityConfig(ModalityType.VISION, image_size), "text": text}
-    return MultiModalFusionNetwork(modalities, FusionStrategy.HYBRID, output_dim=vocabulary + 1, **sizes)
+    return MultiModalFusionNetwork(modalities, output_dim=vocabulary + 1, **sizes)
 
 
 def video(
-    num_classes: int, clip: tuple[int, int, int, int] = (16, 3, 112, 112), **sizes: Any
+    num_classes: int,
+    clip: tuple[int, int, int, int] = (16, 3, 112, 112),
+    fusion_strategy: FusionStrategy = FusionStrategy.HIERARCHICAL,
+    **sizes: Any,
 ) -> MultiModalFusionNetwork:
     """Clips with sound in, logits of classes out."""
     modalities = {"video": ModalityConfig(ModalityType.VIDEO, clip), "audio": sound(16_000, 1.0)}
-    return MultiModalFusionNetwork(modalities, FusionStrategy.HIERARCHICAL, output_dim=num_classes, **sizes)
+    return MultiModalFusionNetwork(modalities, fusion_strategy, output_dim=num_classes, **sizes)
 
 
 def robot_control(action_dim: int = 7, **sizes: Any) -> RobotMultiSensorModel:

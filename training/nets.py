@@ -4,7 +4,8 @@
     features = net(x)                         # (N, net.features); a CameraNet also wants the command's token
 
 A sample is what the robot's preprocessing makes (see mm_edge/preprocess.py), or what users of torch expect: an image is
-uint8 (h, w, 3) or float (3, h, w), sound log-mel (channels + 1, bands, hops) or a waveform (channels, samples).
+uint8 (h, w, 3) or float (3, h, w), sound log-mel (channels + 1, bands, hops) or a waveform (channels, samples), float
+within [-1, 1] or int16.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch.nn import functional as F
 
 from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S, hann, mel_bank
 from mm_edge.types import StreamSpec
+
+SCAN_RANGE_MAX_M = 10.0  # unless the config says it
 
 
 class ModalityType(Enum):
@@ -53,8 +56,10 @@ class ModalityConfig:
         backbone: the liquid cell: "cfc" or "ltc"; or what it is compared with: "gru", "gru_dt" (which is told the time
             between samples), "ncps" (that package's CfC) or "none" (no memory).
         preprocessing: vision: "simple", "resnet", "efficient" or "asked" (steered by the text); video: "conv3d" or
-            "frames"; sound: "conv1d" or "conv2d"; custom: what makes the net, called with this config.
-        vocabulary: words of a text, padding not counted. sample_rate_hz: of sound, if waveforms are to be taken.
+            "frames"; sound: "conv1d" or "conv2d"; text: "bag" (of words) or "sequence" (their order counts); custom:
+            what makes the net, called with this config.
+        vocabulary: words of a text, padding not counted. sample_rate_hz: of sound, if waveforms are to be taken: float
+            within [-1, 1], as torchaudio and soundfile give them, or int16.
         period_s: nominal time between samples; None: the model's tick.
         max_age_s: at which age the fusion has it as oldest; 0: it does not age.
     """
@@ -90,7 +95,7 @@ class ModalityConfig:
             sample_rate_hz=spec.sample_rate_hz,
             range_max_m=spec.range_max_m,
             period_s=max(tick_period_s, 1 / spec.rate_hz if spec.rate_hz else 0.0),
-            max_age_s=spec.max_age_ms / 1e3,
+            max_age_s=0.0 if spec.latched else spec.max_age_ms / 1e3,
             **sizes,
         )
 
@@ -102,9 +107,11 @@ def build_net(config: ModalityConfig, text_units: int = 0) -> nn.Module:
         if how is None or isinstance(how, str):
             raise ValueError(f"a custom modality's preprocessing: expected a class of your own, got {how!r}")
         return how(config)
-    dims, known = _KNOWN[kind]
-    if len(shape) != dims or min(shape) < 1:
-        raise ValueError(f"{kind.name}: expected an input_dim of {dims} numbers above 0, got {config.input_dim}")
+    sizes, known = _KNOWN[kind]
+    fits = len(shape) == len(sizes) and all(want == n or isinstance(want, str) for want, n in zip(sizes, shape))
+    if not fits or min(shape) < 1:
+        want = ", ".join(map(str, sizes))
+        raise ValueError(f"{kind.name}: expected an input_dim of ({want}), got {config.input_dim}")
     if (how or known[0]) not in known:
         raise ValueError(f"{kind.name}: expected preprocessing to be one of {known}, got {how!r}")
     if kind is ModalityType.VISION:
@@ -116,7 +123,7 @@ def build_net(config: ModalityConfig, text_units: int = 0) -> nn.Module:
     if kind is ModalityType.AUDIO:
         return AudioNet(shape, config.sample_rate_hz, how or "conv1d")
     if kind is ModalityType.SCAN:
-        return ScanNet(shape, config.range_max_m or 10.0)
+        return ScanNet(shape, config.range_max_m or SCAN_RANGE_MAX_M)
     if kind is ModalityType.IMU:
         return SequenceNet(shape[1], shape[0], 16)
     if kind is ModalityType.POINTS:
@@ -124,19 +131,20 @@ def build_net(config: ModalityConfig, text_units: int = 0) -> nn.Module:
     if kind is ModalityType.TEXT:
         if config.vocabulary < 1:
             raise ValueError(f"TEXT: expected a vocabulary of at least one word, got {config.vocabulary}")
-        return TextNet(config.vocabulary)
+        return TextNet(config.vocabulary, shape[0], how or "bag")
     return SensorNet(shape[0])
 
 
-_KNOWN: dict[ModalityType, tuple[int, tuple[str, ...]]] = {
-    ModalityType.VISION: (3, ("simple", "resnet", "efficient", "asked")),
-    ModalityType.VIDEO: (4, ("conv3d", "frames")),
-    ModalityType.AUDIO: (3, ("conv1d", "conv2d")),
-    ModalityType.TEXT: (1, ("bag",)),
-    ModalityType.SENSOR: (1, ("mlp",)),
-    ModalityType.SCAN: (2, ("conv",)),
-    ModalityType.IMU: (2, ("conv",)),
-    ModalityType.POINTS: (2, ("max",)),
+# input_dim, and what preprocessing there is; the first is the default.
+_KNOWN: dict[ModalityType, tuple[tuple[str | int, ...], tuple[str, ...]]] = {
+    ModalityType.VISION: (("channels", "height", "width"), ("simple", "resnet", "efficient", "asked")),
+    ModalityType.VIDEO: (("frames", "channels", "height", "width"), ("conv3d", "frames")),
+    ModalityType.AUDIO: (("channels + 1", "bands", "hops"), ("conv1d", "conv2d")),
+    ModalityType.TEXT: (("tokens",), ("bag", "sequence")),
+    ModalityType.SENSOR: (("n",), ("mlp",)),
+    ModalityType.SCAN: ((2, "beams"), ("conv",)),
+    ModalityType.IMU: (("rows", "columns"), ("conv",)),
+    ModalityType.POINTS: (("n", 4), ("max",)),
 }
 
 
@@ -162,8 +170,11 @@ class CameraNet(nn.Module):
 
     def __init__(self, shape: Sequence[int], text_units: int):
         super().__init__()
-        height, width, _ = shape
-        self.grid = (height // 8, width // 8)
+        height, width, channels = shape
+        self.grid = (math.ceil(height / 8), math.ceil(width / 8))
+        if channels != 3 or min(self.grid) < 4:  # fewer cells make no coarse map
+            got = (channels, height, width)
+            raise ValueError(f"'asked': expected an input_dim of (3, height, width) of at least 25 pixels, got {got}")
         self.dim = dim = self.HEADS * self.KEY
         self.conv = nn.Sequential(
             nn.Conv2d(3, 32, 7, 4, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
@@ -310,6 +321,8 @@ class ScanNet(nn.Module):
     def __init__(self, shape: Sequence[int], range_max_m: float):
         super().__init__()
         self.range_max_m = range_max_m
+        if shape[1] < 7:
+            raise ValueError(f"SCAN: expected at least 7 beams, got {shape[1]}")
         self.conv = nn.Sequential(nn.Conv1d(4, 24, 7, 3), nn.ReLU(), nn.Conv1d(24, 32, 5, 2), nn.ReLU(), nn.Flatten())
         with torch.no_grad():
             self.features = self._conv(torch.zeros(1, *shape)).shape[1]
@@ -339,8 +352,8 @@ class SequenceNet(nn.Module):
 
 class AudioNet(nn.Module):
     """Log-mel (N, channels + 1, bands, hops) as mm_edge.preprocess.log_mel makes it, or waveforms (N, channels,
-    samples), from which it is made here -> features. "conv1d": convolution over time. "conv2d": over time and
-    frequency, as over a picture: of words and sounds, which may be higher or lower."""
+    samples), float within [-1, 1] or int16, from which it is made here -> features. "conv1d": convolution over time.
+    "conv2d": over time and frequency, as over a picture: of words and sounds, which may be higher or lower."""
 
     def __init__(self, shape: Sequence[int], sample_rate_hz: int, how: str, hidden: int = 48):
         super().__init__()
@@ -354,7 +367,7 @@ class AudioNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 4:
-            x = log_mel(x if x.dim() == 3 else x[:, None], self.shape, self.sample_rate_hz)
+            x = log_mel(x * 32768 if x.is_floating_point() else x, self.shape, self.sample_rate_hz)
         return self.conv(x)
 
 
@@ -403,13 +416,19 @@ class PointsNet(nn.Module):
 
 
 class TextNet(nn.Module):
-    """int64 tokens (N, length), 0 = padding -> features. A bag of words: commands here are short and unambiguous."""
+    """int64 tokens (N, length), 0 = padding -> features. "bag": of words, whatever their order: commands here are short
+    and unambiguous. "sequence": a convolution over them."""
 
-    def __init__(self, words: int, features: int = 64):
+    def __init__(self, words: int, length: int, how: str, hidden: int = 64):
         super().__init__()
-        self.features = features
-        self.embed = nn.Embedding(words + 1, features, padding_idx=0)
-        self.mlp = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, features), nn.ReLU())
+        self.embed = nn.Embedding(words + 1, hidden, padding_idx=0)
+        self.sequence = SequenceNet(hidden, length, 32) if how == "sequence" else None
+        if self.sequence is not None:
+            self.features = self.sequence.features
+            return
+        self.features = hidden
+        self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.embed(x).sum(1))
+        words = self.embed(x)
+        return self.mlp(words.sum(1)) if self.sequence is None else self.sequence(words)

@@ -145,7 +145,20 @@ def mean_spikes_grad(grad: Tensor, currents: Tensor, beta: float, threshold: flo
 
 @cache
 def _fused(scan: Callable[..., Tensor], compiled: bool) -> Callable[..., Tensor]:
-    return torch.compile(scan, dynamic=False) if compiled and _can_compile() else scan
+    if not (compiled and _can_compile()):
+        return scan
+    whole = torch.compile(scan, dynamic=False)
+
+    def padded(*args: Any) -> Tensor:
+        """To a power of two, at least 32: each size is compiled anew, and torch gives up at the ninth."""
+        n = args[0].shape[-2]
+        missing = (1 << max(5, (n - 1).bit_length())) - n
+        if missing == 0 or torch.compiler.is_compiling():
+            return whole(*args)
+        args = tuple(F.pad(arg, (0, 0, 0, missing)) if isinstance(arg, Tensor) else arg for arg in args)
+        return whole(*args)[..., :n, :].contiguous()
+
+    return padded
 
 
 @cache
