@@ -389,7 +389,10 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
         ticks=task.rehearsal(recipe, PARITY_TICKS) if hasattr(task, "rehearsal") else None,
         training={
             "recipe": recipe.task, "seed": recipe.seed, "commit": commit, "ticks": recipe.train.ticks,
-            "data": {key: value for key, value in recipe.data.items() if key != "folder"},
+            "data": {  # nobody's folders
+                key: [Path(path).name for path in value] if key == "recordings" else value
+                for key, value in recipe.data.items() if key != "folder"
+            },
         },
         scores=scores,
         card=Path(__file__).parents[1] / "training" / "recipes" / f"{recipe.task}.md",

@@ -16,7 +16,7 @@ from training.batches import Lanes
 from training.fusion import CrossModalAttentionFusion
 from training.recipe import read_recipe
 from training.tables import load_tables
-from training.train import RECIPES, train
+from training.train import RECIPES, main, train
 
 SMALL = [
     "rounds=[{episodes: 2, first_seed: 5, student: 0.0, bursts: 0.05, steps: 5},"
@@ -103,6 +103,22 @@ def test_a_lane_begins_where_its_episode_does(trained):
     assert first.start.all()
     assert not second.start.any()
     assert (first.steps["text"].at[:, -1] == 1).all()  # the command came in the first chunk
+
+
+def test_terms_of_the_loss_have_weights(trained):
+    plain = read_recipe(RECIPES / "drive.yaml", SMALL)
+    doubled = read_recipe(RECIPES / "drive.yaml", [*SMALL, "train.weights.go=0.4"])
+    model = drive.build_model(plain).eval()
+    batch = Lanes([load_tables(p) for p in (trained / "episodes" / "round0").glob("*.npz")], 2, 8, seed=0).next()
+    result, _ = model.scan(batch, model.zero_state(2))
+    (total, parts), (more, _) = (drive.loss(recipe, model, batch, result) for recipe in (plain, doubled))
+    torch.testing.assert_close(more - total, 0.2 * parts["go"], rtol=1e-3, atol=1e-6)
+
+
+def test_a_robot_without_a_sense_that_drive_needs_is_refused_before_an_episode_is_made(tmp_path, capsys):
+    assert main(["drive", "--modalities", "scan", "audio", "text", "--out", str(tmp_path / "run")]) == 2
+    assert "streams: drive cannot be learned without camera" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_keys_are_refused_with_a_hint():

@@ -7,7 +7,7 @@ begins with what the robot would have remembered.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,11 @@ def regular_steps(x: Tensor, dt: Tensor, ticks: int, first_dt_s: float, text_ste
 
 
 def regular_batch(steps: dict[str, StepBatch], mask: Tensor, dt: Tensor, labels: dict[str, Tensor]) -> Batch:
-    """Lanes that begin anew, at regular ticks. mask (B, T, M), dt (B, T, 1)."""
+    """Lanes that begin anew, at regular ticks. mask (B, T, M), dt (B, T, 1). What is absent may be NaN."""
+    for j, (name, s) in enumerate(steps.items()):
+        absent = (mask[s.where[:, 0], s.tick, j] <= 0).view(-1, *[1] * (s.x.dim() - 1))
+        x = s.x.masked_fill(absent & ~s.x.isfinite(), 0)  # 0 times NaN would be the gradient
+        steps = {**steps, name: replace(s, x=x)}
     no = torch.zeros_like(dt, dtype=torch.bool)
     age = torch.zeros_like(mask)
     return Batch(steps, mask, age, dt, reset=no, valid=~no, start=~no[:, 0, 0], labels=labels)

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from mm_edge.cli import at_least
@@ -36,7 +35,7 @@ from mm_edge.replay import Tick
 from mm_edge.types import NS, Sample
 from training.fusion import FusionStrategy
 from training.models import MultiModalFusionNetwork
-from training.recipe import Recipe, make_recipe
+from training.recipe import Recipe, make_recipe, read_yaml
 from training.train import RECIPES, TASKS, train
 
 SHIPPED = "liquid-spike"
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         raise MissingDependency("plots", "matplotlib", "compare") from None
     torch.set_num_threads(args.threads)
     try:
-        raw = yaml.safe_load((RECIPES / f"{args.task}.yaml").read_text())
+        raw = read_yaml((RECIPES / f"{args.task}.yaml").read_text())
         recipe = make_recipe(raw, [f"data.folder={args.data}", *args.overrides], args.task)
         results = compare(recipe, args.seeds, out)
     except (OSError, ValueError, EdgeError) as error:

@@ -41,7 +41,7 @@ __all__ = ["build_model", "evaluate", "exam", "loss", "score", "supply", "words"
 MEASURES = {"right": "share of digits told right"}
 
 MODALITIES = ("image", "audio")
-TERMS = {"alone": 0.3}  # what each sense says by itself, beside what both say
+TERMS = {"alone": 0.3, "rates": 1.0}  # what each sense says by itself, beside what both say; rates of spikes
 DRAWS = 3  # of noise, and of who says what
 SPEED, SNR_DB, TRACT, MICROPHONE = (0.6, 1.6), (-4.0, 4.0), 0.25, 0.7  # how different voices are to learn from
 LEVEL = 3000.0  # of a voice as a microphone with automatic gain gives it, of int16
@@ -66,8 +66,8 @@ def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: Mode
     alone = sum(F.cross_entropy(model.aux[name](out.tokens[name][:, 0]), digit) for name in model.names)
     rates, spread = rate_loss(batch, out)
     right = (said.argmax(-1) == digit).float().mean()
-    weight = {**TERMS, **recipe.train.weights}["alone"]
-    return wrong + weight * alone + spread, {"wrong": wrong, "right": right, **rates}
+    weights = {**TERMS, **recipe.train.weights}
+    return wrong + weights["alone"] * alone + weights["rates"] * spread, {"wrong": wrong, "right": right, **rates}
 
 
 class Digits:

@@ -30,6 +30,7 @@ from training.batches import Batch, Lanes
 from training.models import ModelResult, RobotMultiSensorModel, modalities_of
 from training.recipe import Recipe, Round
 from training.runner import TorchPipeline
+from training.supervised import build
 from training.tables import Tables, build_tables, load_tables, save_tables
 
 EXPERT = "expert/cmd_vel"
@@ -38,17 +39,21 @@ BESIDE_M = 0.24  # from the robot's centre: half its width and a margin
 SEEN_PIXELS = 8
 LESSON_S = 20.0  # a student that is lost has shown it by then
 LINGER_S = 1.5  # lessons go on after the target was reached, so that a student learns to stand there
+TERMS = {
+    "go": 0.2, "in_view": 0.2, "where": 0.3, "attention": 0.3, "kinds": 0.2, "sound": 0.3, "scan": 5.0, "rates": 1.0,
+}  # fmt: skip
 
 
 def build_model(recipe: Recipe) -> RobotMultiSensorModel:
-    """The model with the heads that only training has, seeded."""
-    torch.manual_seed(recipe.seed)
+    """The model with the heads that only training has, seeded. Raises ValueError for streams or sizes that it cannot
+    have."""
+    if missing := {"audio", "camera", "scan", "text"} - {spec.name for spec in recipe.streams}:
+        raise ValueError(f"streams: drive cannot be learned without {', '.join(sorted(missing))}")
     config, period_s = dict(recipe.model), recipe.tick["period_ms"] / 1e3
     sizes = {k: config.pop(k) for k in ("spiking_units", "liquid_units", "tau_s")}
     modalities = modalities_of(recipe.streams, len(vocabulary()), period_s, encoder_dim=None, **sizes)
-    model = RobotMultiSensorModel(
-        modalities=modalities, action_dim=len(recipe.action["names"]), tick_period_s=period_s, **config
-    )
+    names = recipe.action["names"]
+    model = build(RobotMultiSensorModel, recipe, config, modalities=modalities, action_dim=len(names))
     units = sizes["liquid_units"]
     grid = model.encoders["camera"].net.dim
     model.aux["colour"] = torch.nn.Linear(grid, len(COLOURS) + 1)  # of the object in each cell; the first: none
@@ -137,34 +142,22 @@ def loss(
     sound = _mean(on + beacon, heard)
 
     steps = batch.steps["scan"]
+    lane, slot = steps.where.T
+    kept = steps.keep[lane, slot, 0]  # all, but for modality dropout
     scanned = next(spec for spec in recipe.streams if spec.name == "scan")
-    blocked = torch.exp(-free_m((1 - steps.x[:, 0]) * scanned.range_max_m) / 0.7)
-    said = model.aux["scan"](out.by_step["scan"][steps.where[:, 0], steps.where[:, 1]])
-    scan = ((said - blocked) ** 2).mean() if len(steps.x) else said.sum()
+    blocked = torch.exp(-free_m((1 - steps.x[kept, 0]) * scanned.range_max_m) / 0.7)
+    said = model.aux["scan"](out.by_step["scan"][lane[kept], slot[kept]])
+    scan = ((said - blocked) ** 2).mean() if len(said) else said.sum()
 
     rates = {name: _mean(s.mean(-1), batch.steps[name].keep.squeeze(-1).float()) for name, s in out.spikes.items()}
     quiet_or_loud = sum(F.relu(0.05 - r) + F.relu(r - 0.45) for r in rates.values())
-    total = (
-        action
-        + 0.2 * go
-        + 0.2 * in_view
-        + 0.3 * where
-        + 0.3 * attention
-        + 0.2 * kinds
-        + 0.3 * sound
-        + 5 * scan
-        + quiet_or_loud
-    )
-    parts = {
-        "action": action,
-        "go": go,
-        "where": where,
-        "attention": attention,
-        "kinds": kinds,
-        "sound": sound,
-        "scan": scan,
-    }
-    return total, {**parts, **{f"rate_{k}": v for k, v in rates.items()}}
+    terms = {
+        "go": go, "in_view": in_view, "where": where, "attention": attention, "kinds": kinds, "sound": sound,
+        "scan": scan, "rates": quiet_or_loud,
+    }  # fmt: skip
+    weights = {**TERMS, **recipe.train.weights}
+    total = sum((weights[name] * term for name, term in terms.items()), action)
+    return total, {"action": action, **terms, **{f"rate_{k}": v for k, v in rates.items()}}
 
 
 def free_m(range_m: Tensor) -> Tensor:

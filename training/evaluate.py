@@ -7,6 +7,7 @@
     python -m training.evaluate drive --worlds 100 --fault camera:freeze@2   # what is noticed of a fault, and when
     python -m training.evaluate drive --worlds 30 --all-faults  # the same for each kind and each sensor
     python -m training.evaluate digits --data FOLDER --json     # all that is in the folder, whatever its name
+    python -m training.evaluate vlm --checkpoint runs/vlm/final.safetensors --json      # on scenes never trained on
 
 The exported bundle drives, through the same Pipeline as on a robot. The same seed gives the same worlds.
 """
@@ -30,6 +31,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from mm_edge.bundle import SHIPPED, Bundle
@@ -40,6 +42,9 @@ from mm_edge.pipeline import Pipeline
 from mm_edge.sim.episode import Episode, ExpertDriver, Outcome, PipelineDriver
 from mm_edge.sim.sensors import HEIGHT, KINDS, WIDTH
 from mm_edge.types import Output
+from training import vlm
+from training.recipe import read_recipe
+from training.scenes import make_scene
 from training.train import TASKS
 
 SENSORS = ("camera", "audio", "scan", "imu", "text")
@@ -72,6 +77,11 @@ def main(argv: list[str] | None = None) -> int:
         task.add_argument("--bundle", type=Path, default=SHIPPED.parent / name)
         task.add_argument("--only", action="append", default=[], help="a speaker, fold or log; may be repeated")
         task.add_argument("--json", action="store_true", help="end with one JSON object")
+    scenes = tasks.add_parser("vlm", help="pictures and words, see training/vlm.py")
+    scenes.add_argument("--checkpoint", type=Path, required=True, help="the weights, beside their recipe.yaml")
+    scenes.add_argument("--scenes", type=at_least(1), default=500)
+    scenes.add_argument("--seed", type=at_least(0), default=3_000_000, help="of the first scene")
+    scenes.add_argument("--json", action="store_true", help="end with one JSON object")
     parser = tasks.add_parser("drive", help="the simulated robot")
     parser.add_argument("--bundle", type=Path, default=SHIPPED)
     parser.add_argument("--worlds", type=at_least(1), default=200)
@@ -88,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = whole.parse_args(argv)
+    if args.task == "vlm":
+        return _on_scenes(args)
     if args.task != "drive":
         return _on_data(args)
     if args.expert and (args.without or args.all_masks or args.faults):
@@ -138,7 +150,23 @@ def _on_data(args: argparse.Namespace) -> int:
     except (EdgeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps(scores) if args.json else "\n".join(f"{name:<12}{value}" for name, value in scores.items()))
+    return _say(scores, args.json)
+
+
+def _on_scenes(args: argparse.Namespace) -> int:
+    try:
+        recipe = read_recipe(args.checkpoint.parent / "recipe.yaml")
+        model = vlm.build_model(recipe)
+        model.load_state_dict(load_file(args.checkpoint))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    shown = map(make_scene, tqdm(range(args.seed, args.seed + args.scenes), "scenes", leave=False))
+    return _say(vlm.score(model, list(shown)), args.json)
+
+
+def _say(scores: dict[str, Any], as_json: bool) -> int:
+    print(json.dumps(scores) if as_json else "\n".join(f"{name:<14}{value}" for name, value in scores.items()))
     return 0
 
 

@@ -24,10 +24,10 @@ from training.real_data import Segment, Series, read_comma
 from training.recipe import Recipe
 from training.supervised import build_model, words
 from training.tables import Tables, build_tables
-from training.windows import Change, Windows, loss, predict, r2, window_ends
+from training.windows import TERMS, Change, Windows, loss, predict, r2, window_ends
 from training.windows import exam as windows_of
 
-__all__ = ["build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
+__all__ = ["TERMS", "build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
 
 MEASURES = {"speed": "R2 of the speed a second ahead", "yaw": "R2 of the yaw rate a second ahead"}
 

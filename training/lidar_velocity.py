@@ -23,10 +23,10 @@ from training.real_data import LaserLog, read_carmen
 from training.recipe import Recipe
 from training.supervised import build_model, words
 from training.tables import Steps, Tables, build_tables
-from training.windows import Change, Windows, loss, predict, r2, window_ends
+from training.windows import TERMS, Change, Windows, loss, predict, r2, window_ends
 from training.windows import exam as windows_of
 
-__all__ = ["build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
+__all__ = ["TERMS", "build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
 
 MEASURES = {"linear": "R2 of the linear velocity", "angular": "R2 of the angular velocity"}
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -30,7 +33,14 @@ class TrainConfig:
     progressive: tuple[float, ...] = ()  # (a, b): encoders alone until share a of the steps, fusion alone until b
     contrastive: float = 0.0  # weight of aligning the modalities' tokens, see `contrastive` in training/supervised.py
     weights: dict[str, float] = dataclasses.field(default_factory=dict)  # of a task's terms by name
-    patience: int = 0  # stop after so many saves without a better loss; 0: never
+    patience: int = 0  # stop after so many saves without a better loss of the batches since the save before; 0: never
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "ticks", "save_every_steps", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"train.mixed_precision: expected no, bf16 or fp16, got {self.mixed_precision!r}")
 
 
 @dataclass(frozen=True)
@@ -62,50 +72,105 @@ class Recipe:
 
 def read_recipe(path: Path, overrides: list[str] = []) -> Recipe:  # noqa: B006 (not changed)
     """Read a recipe; each override is `dotted.key=value` with a YAML value. Raises ValueError naming what is wrong."""
-    return make_recipe(yaml.safe_load(path.read_text()), overrides, str(path))
+    return make_recipe(read_yaml(path.read_text()), overrides, str(path))
 
 
 def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
     """As `read_recipe`, of what was read; `path` says where."""
     for override in overrides:
-        key, _, value = override.partition("=")
-        _set(raw, key.split("."), yaml.safe_load(value), key)
-    if raw["train"]["mixed_precision"] is False:  # what YAML makes of no
-        raw["train"]["mixed_precision"] = "no"
-    fields = dict(raw)
-    fields["streams"] = tuple(_make(StreamSpec, s, f"{path}: streams") for s in raw["streams"])
-    fields["train"] = _make(TrainConfig, raw["train"], f"{path}: train")
-    fields["rounds"] = tuple(_make(Round, r, f"{path}: rounds") for r in raw["rounds"])
-    return _make(Recipe, {**fields, "raw": raw}, path)
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"{override}: expected key=value")
+        set_value(raw, key, read_yaml(value))
+    recipe = make(Recipe, {**raw, "raw": raw}, path)
+    if not recipe.rounds:
+        raise ValueError(f"{path}: rounds: expected at least one")
+    return recipe
 
 
-def _set(node: Any, keys: list[str], value: Any, whole: str) -> None:
-    for key in keys[:-1]:
-        node = node[_known(node, key, whole)]
-    node[_known(node, keys[-1], whole)] = value
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-3 for a number, which YAML 1.1 does not."""
 
 
-def _known(node: Any, key: str, whole: str) -> Any:
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+e[-+]?\d+$", re.I), list("-+0123456789"))
+
+
+def read_yaml(text: str) -> Any:
+    """Raises ValueError for what is no YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from None
+
+
+def set_value(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set what the dotted key says. Raises ValueError if there is no such key."""
+    node: Any = raw
+    *path, last = dotted.split(".")
+    for key in path:
+        known = _known(node, key, dotted)
+        if isinstance(node, dict):
+            node.setdefault(known, {})
+        node = node[known]
+    node[_known(node, last, dotted)] = value
+
+
+def _known(node: Any, key: str, dotted: str) -> Any:
     if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ValueError(f"{dotted}: expected a number below {len(node)}, got {key!r}")
         return int(key)
-    known = {*node, *(f.name for f in dataclasses.fields(TrainConfig))} if whole.startswith("train.") else node
-    if key not in known:
-        raise ValueError(f"{whole}: no key {key!r}{hint(key, known)}")
+    if not isinstance(node, dict):
+        raise ValueError(f"{dotted}: no key {key!r}, this is {node!r}")
+    if dotted.split(".")[0] not in ("model", "rounds", "streams", "train"):  # of these, who reads them knows all keys
+        check_keys([key], node, dotted)
     return key
 
 
-def _make(cls: Any, fields: dict[str, Any], where: str) -> Any:
-    known = [f.name for f in dataclasses.fields(cls)]
-    for key in fields:
+def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises ValueError for one that is not known."""
+    known = list(known)
+    for key in keys:
         if key not in known:
             raise ValueError(f"{where}: no key {key!r}{hint(key, known)}")
+
+
+def make(cls: Any, fields: Any, where: str) -> Any:
+    """A dataclass. Raises ValueError for a field that it does not have, that it lacks, or that is of another type."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where}: expected keys with values, got {fields!r}")
+    kinds = get_type_hints(cls)
+    check_keys(fields, kinds, where)
+    fitting = {key: _fit(value, kinds[key], f"{where}: {key}") for key, value in fields.items()}
     try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        return cls(**fitting)
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def hint(key: str, known: Any) -> str:
+def _fit(value: Any, kind: Any, where: str) -> Any:
+    """A field's value, if it is of its kind; lists as tuples."""
+    if dataclasses.is_dataclass(kind):
+        return make(kind, value, where)
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    types = {get_origin(kind) or kind for kind in kinds}
+    if types == {str} and value is False:
+        return "no"  # what YAML takes for False
+    if tuple in types and isinstance(value, list):
+        value = tuple(value)
+    if float in types:
+        types.add(int)
+    if Any not in types and (not isinstance(value, tuple(types)) or (isinstance(value, bool) and bool not in types)):
+        raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    if get_origin(kind) is tuple:
+        return tuple(_fit(item, get_args(kind)[0], f"{where}.{i}") for i, item in enumerate(value))
+    if get_origin(kind) is dict:
+        return {key: _fit(item, get_args(kind)[1], f"{where}.{key}") for key, item in value.items()}
+    return value
+
+
+def hint(key: str, known: Iterable[str]) -> str:
     """What may have been meant, to end a sentence with."""
-    close = difflib.get_close_matches(key, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(map(str, known))}"
+    known = list(known)
+    close = difflib.get_close_matches(key, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"

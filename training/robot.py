@@ -22,10 +22,12 @@ from mm_edge.manifest import Tick
 from mm_edge.preprocess import Vocabulary
 from training.batches import Batch, Lanes
 from training.check import check
-from training.models import ModelResult, RobotMultiSensorModel, modalities_of
+from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe
-from training.recordings import find, label_of, streams_of, tables_of, tick_of, words_of
-from training.supervised import rate_loss
+from training.recordings import Label, find, label_of, streams_of, survey, tables_of, tick_of, words_of
+from training.supervised import build, modalities, rate_loss
+
+TERMS = {"rates": 1.0}  # of spikes, which are to be neither silent nor always there
 
 
 def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[st
     usable = report.usable(recordings)
     if not usable:
         raise ValueError(f"{folder}: no recording is left to train on")
+    streams, label = streams_of(usable), label_of(usable, label.topic)  # what is left out sets no limits
     raw = yaml.safe_load(template.read_text())
     limits = asdict(label)
     topic = limits.pop("topic")
@@ -70,23 +73,22 @@ def words(recipe: Recipe) -> list[str]:
 
 
 def build_model(recipe: Recipe) -> RobotMultiSensorModel:
-    torch.manual_seed(recipe.seed)
-    config, period_s = dict(recipe.model), recipe.tick["period_ms"] / 1e3
-    modalities = modalities_of(recipe.streams, len(recipe.data["words"]), period_s, **config.pop("modality"))
-    return RobotMultiSensorModel(
-        modalities=modalities, action_dim=len(recipe.action["names"]), tick_period_s=period_s, **config
-    )
+    sizes = {key: value for key, value in recipe.model.items() if key != "modality"}
+    return build(
+        RobotMultiSensorModel, recipe, sizes, modalities=modalities(recipe, len(recipe.data["words"])),
+        action_dim=len(recipe.action["names"]),
+    )  # fmt: skip
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
-    recordings = find(recipe.data["folder"])
-    label = label_of(recordings, recipe.data["label"])
+    label = Label(recipe.data["label"], **{key: tuple(value) for key, value in recipe.action.items()})
     vocabulary = Vocabulary(words(recipe)) if recipe.data["words"] else None
     tick = Tick(**recipe.tick)
-    chosen = [recording for recording in recordings if str(recording.path) in recipe.data["recordings"]]
     tables = [
-        tables_of(recording, recipe.streams, label, tick, vocabulary, recipe.data["latency_ms"], recipe.max_gap_ms)
-        for recording in tqdm(chosen, "recordings")
+        tables_of(
+            survey(Path(path)), recipe.streams, label, tick, vocabulary, recipe.data["latency_ms"], recipe.max_gap_ms
+        )
+        for path in tqdm(recipe.data["recordings"], "recordings")
     ]
     text = next((spec.name for spec in recipe.streams if spec.kind == "text"), None)
     return Lanes(tables, recipe.train.lanes, recipe.train.ticks, recipe.seed, text)
@@ -95,9 +97,9 @@ def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
 def loss(recipe: Recipe, model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
     """Not squared: where a driver might pass on the left or on the right, the mean of both is the obstacle."""
     low, high = (out.output.new_tensor(recipe.action[key]) for key in ("min", "max"))
-    scale = (high - low).clamp(min=1e-6) / 4
+    scale = torch.where(high > low, high - low, 1.0) / 4  # what never moves has no range
     error = F.smooth_l1_loss(out.output / scale, batch.labels["action"] / scale, reduction="none", beta=0.15).mean(-1)
     weight = batch.labels["weight"] * batch.valid.squeeze(-1)
     action = (error * weight).sum() / weight.sum().clamp(min=1)
     rates, spread = rate_loss(batch, out)
-    return action + spread, {"action": action, **rates}
+    return action + {**TERMS, **recipe.train.weights}["rates"] * spread, {"action": action, **rates}

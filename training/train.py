@@ -7,6 +7,10 @@
 
 A recipe's rounds each make (or read) their episodes and train on all so far. State is saved as it goes; the same
 command goes on where it was stopped.
+
+Several processes share the lanes of each batch, and their gradients' mean is what one step takes. That equals what one
+process learns if the loss is a mean over lanes, each of the same weight, and nothing sees or draws for several lanes at
+once, as batch normalisation and dropout do.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,16 +39,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mm_edge.errors import EdgeError
-from training import digits, drive, imu_can, lidar_velocity, robot
+from mm_edge.types import StreamSpec
+from training import digits, drive, imu_can, lidar_velocity, robot, steering, vlm
 from training.batches import Batch
 from training.fusion import FusionStrategy
 from training.models import ModelState, MultiModalFusionNetwork
-from training.recipe import Recipe, TrainConfig, hint, make_recipe
-from training.supervised import contrastive
+from training.recipe import Recipe, TrainConfig, check_keys, hint, make, make_recipe, read_yaml, set_value
+from training.recordings import tick_of
+from training.supervised import contrastive, newest
 
 RECIPES = Path(__file__).parent / "recipes"
 TASKS = {
-    "digits": digits, "drive": drive, "imu_can": imu_can, "lidar_velocity": lidar_velocity, "robot": robot
+    "digits": digits, "drive": drive, "imu_can": imu_can, "lidar_velocity": lidar_velocity, "robot": robot,
+    "steering": steering, "vlm": vlm,
 }  # fmt: skip
 
 
@@ -86,7 +93,7 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
     else:
         if not path.exists():
             raise ValueError(f"{path}: no such recipe{hint(path.stem, [p.stem for p in RECIPES.glob('*.yaml')])}")
-        raw = yaml.safe_load(path.read_text())
+        raw = read_yaml(path.read_text())
         flags["data.folder"] = args.data and str(args.data)
         if not args.data and raw.get("data", {}).get("folder") == "":
             raise ValueError(f"{args.recipe}: where are the data? --data FOLDER")
@@ -95,22 +102,25 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
         known = {name for s in raw["streams"] for name in (s["name"], s["kind"])}
         if unknown := set(args.modalities) - known:
             raise ValueError(f"--modalities: expected some of {sorted(known)}, got {sorted(unknown)}")
+        for left_out in {s["name"] for s in raw["streams"] if s not in chosen}:
+            raw["model"].get("modality", {}).pop(left_out, None)
         raw["streams"] = chosen
-        raw["tick"]["anchor"] = chosen[0]["name"]
-    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    return make_recipe(raw, [*overrides, *args.overrides], str(path))
+        if raw["tick"]["anchor"] not in [s["name"] for s in chosen]:
+            raw["tick"] = asdict(tick_of([make(StreamSpec, s, f"{path}: streams") for s in chosen]))
+    for key, value in flags.items():
+        if value is not None:
+            set_value(raw, key, value)
+    return make_recipe(raw, args.overrides, str(path))
 
 
 def train(recipe: Recipe, out: Path, workers: int) -> Path:
-    """Train by the recipe into the folder `out`; returns the final weights' file. Raises ValueError if what is there
-    was made by another recipe."""
+    """Train by the recipe into the folder `out`; returns the final weights' file. Raises ValueError for what is wrong
+    with the recipe, or if what is there was made by another one."""
+    _check(recipe)
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         _same_recipe(recipe, out)
         _same_code(out)
     task = TASKS[recipe.task]
-    terms = getattr(task, "TERMS", ())  # of its loss, that have a weight
-    if unknown := recipe.train.weights.keys() - set(terms):
-        raise ValueError(f"train.weights: expected some of {sorted(terms)}, got {sorted(unknown)}")
     student: Path | None = None
     for index in range(len(recipe.rounds)):
         weights = out / f"round{index}.safetensors"
@@ -121,6 +131,8 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
                 model = task.build_model(recipe)
                 if student is not None:
                     model.load_state_dict(load_file(student))
+                if PartialState().num_processes > 1:  # each draws a dropout of its own
+                    torch.manual_seed(recipe.seed + PartialState().process_index)
                 _train_round(recipe, index, model, supply, out)
                 if PartialState().is_main_process:
                     save_file(model.state_dict(), weights.with_suffix(".part"))
@@ -128,8 +140,26 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
                 PartialState().wait_for_everyone()
         student = weights
     assert student is not None, "a recipe has at least one round"
-    with PartialState().main_process_first():
-        return Path(shutil.copyfile(student, out / "final.safetensors"))
+    if PartialState().is_main_process:
+        shutil.copyfile(student, out / "final.safetensors")
+    PartialState().wait_for_everyone()
+    return out / "final.safetensors"
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises ValueError for what can be known to be wrong before anything is made."""
+    config, processes = recipe.train, PartialState(cpu=not torch.cuda.is_available()).num_processes
+    if recipe.task not in TASKS:
+        raise ValueError(f"task: no task {recipe.task!r}{hint(recipe.task, TASKS)}")
+    if config.lanes % processes:
+        raise ValueError(f"train.lanes: expected a multiple of {processes} processes, got {config.lanes}")
+    task = TASKS[recipe.task]
+    check_keys(config.weights, getattr(task, "TERMS", ()), "train.weights")
+    model = task.build_model(recipe)
+    check_keys(config.learning_rates, model.names, "train.learning_rates")
+    units = {name: encoder.units for name, encoder in model.encoders.items()}
+    if config.contrastive and len(set(units.values())) == len(units):
+        raise ValueError(f"train.contrastive: expected two modalities with tokens of one size, got {units}")
 
 
 def _same_recipe(recipe: Recipe, out: Path) -> None:
@@ -144,8 +174,10 @@ def _same_recipe(recipe: Recipe, out: Path) -> None:
 def _same_code(out: Path) -> None:
     """Keep which commit trains, as `out/commit`; raises ValueError if another one began. "-dirty" is with changes."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    result = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent)
-    commit, kept = result.stdout.strip() or "unknown", out / "commit"
+    commit, kept = "", out / "commit"
+    if shutil.which("git"):
+        commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    commit = commit or "unknown"
     if kept.exists() and kept.read_text() != commit:
         raise ValueError(
             f"{out}: was begun by commit {kept.read_text()}, this is {commit}; go back, or give another --out"
@@ -190,15 +222,29 @@ class _Lesson(nn.Module):
         config = self.recipe.train
         if config.modality_dropout:
             gone = torch.rand_like(batch.mask[:, :1]) < config.modality_dropout
-            batch = replace(batch, mask=batch.mask.masked_fill(gone, 0.0))
+            batch = without(batch, gone, self.model.text)
         result, state = self.model.scan(batch, state)
         with torch.autocast(batch.mask.device.type, enabled=False):
             total, parts = TASKS[self.recipe.task].loss(self.recipe, self.model, batch, result)
             if config.contrastive:
-                tokens = [token[:, -1] for token in result.tokens.values()]
-                parts["contrastive"] = contrastive(tokens, batch.mask[:, -1])
+                tokens = [newest(result.tokens[name], batch.valid) for name in self.model.names]
+                classes = None
+                if self.recipe.values.get("classes"):
+                    classes = newest(next(iter(batch.labels.values())), batch.valid)
+                parts["contrastive"] = contrastive(tokens, newest(batch.mask, batch.valid), classes)
                 total = total + config.contrastive * parts["contrastive"]
         return total, {name: value.detach() for name, value in parts.items()}, state
+
+
+def without(batch: Batch, gone: Tensor, text: str | None) -> Batch:
+    """A batch in which the modalities that are gone, bool (B, 1, M), send nothing: they are absent, and their encoders
+    do not step. The text is a command, and never gone; nor are a lane's last senses."""
+    sense = torch.tensor([name != text for name in batch.steps], device=gone.device)
+    gone = gone & sense
+    left = (batch.mask * sense).masked_fill(gone, 0.0).amax((1, 2), keepdim=True)
+    gone = gone & (left > 0)
+    steps = {name: replace(s, keep=s.keep & ~gone[..., [i]]) for i, (name, s) in enumerate(batch.steps.items())}
+    return replace(batch, mask=batch.mask.masked_fill(gone, 0.0), steps=steps)
 
 
 class _Progress:
@@ -207,28 +253,27 @@ class _Progress:
     def __init__(self, supply: Supply, state: ModelState):
         self.supply, self.state, self.step = supply, state, 0
         self.smooth: dict[str, float] = {}  # losses and what else is shown
-        self._best, self._since = math.inf, 0
+        self._best, self.since = math.inf, 0
 
-    def enough(self, patience: int) -> bool:
-        """Whether `patience` saves went by without a better (smoothed) loss; 0: never."""
-        self._since = 0 if self.smooth["loss"] < self._best else self._since + 1
-        self._best = min(self._best, self.smooth["loss"])
-        return 0 < patience <= self._since
+    def compare(self, loss: float) -> None:
+        """Count the saves since there was a better loss."""
+        self.since = 0 if loss < self._best else self.since + 1
+        self._best = min(self._best, loss)
 
     def state_dict(self) -> dict[str, Any]:
-        patience = {"best": self._best, "since": self._since, "smooth": self.smooth}
+        patience = {"best": self._best, "since": self.since, "smooth": self.smooth}
         return {"supply": self.supply.state_dict(), "state": self.state, "step": self.step, "patience": patience}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.supply.load_state_dict(saved["supply"])
         self.state, self.step = saved["state"].to(self.state.h.device), saved["step"]  # it was loaded onto the CPU
-        self._best, self._since, self.smooth = (saved["patience"][key] for key in ("best", "since", "smooth"))
+        self._best, self.since, self.smooth = (saved["patience"][key] for key in ("best", "since", "smooth"))
 
 
 def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, supply: Supply, out: Path) -> None:
     config, steps = recipe.train, recipe.rounds[index].steps
     if config.epochs:
-        steps = config.epochs * supply.steps_an_epoch // config.accumulate
+        steps = max(1, config.epochs * supply.steps_an_epoch // config.accumulate)
     AcceleratorState._reset_state()  # a training before, in this process, may have had another precision
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision=config.mixed_precision, step_scheduler_with_optimizer=False,
@@ -241,10 +286,6 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     lesson, optimizer, scheduler = accelerator.prepare(_Lesson(recipe, model), optimizer, scheduler)
     share, rank = config.lanes // accelerator.num_processes, accelerator.process_index
-    if share * accelerator.num_processes != config.lanes:
-        raise ValueError(
-            f"train.lanes: expected a multiple of {accelerator.num_processes} processes, got {config.lanes}"
-        )
     progress = _Progress(supply, model.zero_state(share))
     accelerator.register_for_checkpointing(progress)
     saved = out / "checkpoint"
@@ -255,7 +296,10 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
     model.train()
     left = range(progress.step, steps)
     bar = tqdm(left, f"round {index}: train", initial=progress.step, total=steps, disable=rank > 0)
+    since_save = []  # losses
     for step in bar:
+        if 0 < config.patience <= progress.since:
+            break
         optimizer.zero_grad()
         for _ in range(config.accumulate):
             batch = progress.supply.next().lanes(rank * share, (rank + 1) * share).to(accelerator.device)
@@ -265,31 +309,28 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
         optimizer.step()
         scheduler.step()
         progress.step = step + 1
+        since_save.append(total.detach())
         if step % 10 == 0:
             values = {k: float(v) for k, v in accelerator.reduce({**parts, "loss": total.detach()}, "mean").items()}
             progress.smooth = {k: 0.9 * progress.smooth.get(k, v) + 0.1 * v for k, v in values.items()}
             accelerator.log(values, step=step)
             bar.set_postfix({k: f"{v:.3f}" for k, v in progress.smooth.items()})
         if progress.step % config.save_every_steps == 0:
-            done = progress.enough(config.patience)
+            progress.compare(float(accelerator.reduce(torch.stack(since_save).mean(), "mean")))
+            since_save.clear()
             _save(accelerator, saved, index)
-            if done:
-                break
     for tracker in accelerator.trackers:  # not end_training: that parts the processes, and rounds may follow
         tracker.finish()
 
 
 def _groups(model: MultiModalFusionNetwork, config: TrainConfig) -> list[dict[str, Any]]:
     """Each modality's encoder with a learning rate of its own, and heads that teach them; and the rest."""
-    if unknown := config.learning_rates.keys() - set(model.names):
-        raise ValueError(f"train.learning_rates: expected some of {list(model.names)}, got {sorted(unknown)}")
-    modules = [(encoder, config.learning_rates.get(name, 1.0), "encoders") for name, encoder in model.encoders.items()]
-    modules += [(model.aux, 1.0, "encoders")] if len(model.aux) else []
-    modules += [(module, 1.0, "fusion") for module in (model.fusion, model.core, model.head)]
-    return [
-        {"params": list(module.parameters()), "lr": factor * config.learning_rate, "part": part}
-        for module, factor, part in modules
-    ]
+    found = [(encoder, config.learning_rates.get(name, 1.0)) for name, encoder in model.encoders.items()]
+    found += [(model.aux, 1.0)] if len(model.aux) else []
+    groups = [{"params": list(m.parameters()), "lr": f * config.learning_rate, "part": "encoders"} for m, f in found]
+    taken = {id(p) for group in groups for p in group["params"]}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    return [*groups, {"params": rest, "lr": config.learning_rate, "part": "fusion"}]
 
 
 def _save(accelerator: Accelerator, folder: Path, index: int) -> None:
@@ -315,7 +356,7 @@ def _schedule(step: int, config: TrainConfig, steps: int, part: str) -> float:
             if part != alone:
                 return 0.0
             break
-    return min(1.0, (step + 1) / config.warm_up_steps) * (0.525 + 0.475 * math.cos(math.pi * min(1.0, share)))
+    return min(1.0, (step + 1) / max(1, config.warm_up_steps)) * (0.525 + 0.475 * math.cos(math.pi * min(1.0, share)))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from training.recipe import Recipe
 from training.supervised import rate_loss
 from training.tables import Tables
 
+TERMS = {"rates": 1.0}  # of spikes, which are to be neither silent nor always there
 Change = Callable[[list[Sample | Tick]], Iterable[Sample | Tick]]  # what becomes of a log on its way to the tables
 
 
@@ -73,7 +74,7 @@ def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: Mode
     weight = weight[:, half:]
     wrong = (error[:, half:] * weight).sum() / weight.sum().clamp(min=1)
     rates, spread = rate_loss(batch, out)
-    return wrong + spread, {"wrong": wrong, **rates}
+    return wrong + {**TERMS, **recipe.train.weights}["rates"] * spread, {"wrong": wrong, **rates}
 
 
 def predict(bundle: Bundle, log: Tables, ends: Sequence[int], ticks: int) -> np.ndarray:

@@ -1,0 +1,130 @@
+"""Pictures and words: shapes, state, what is said one word after the other, and lessons that say what is there."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("accelerate", reason="training needs accelerate")
+pytest.importorskip("mujoco", reason="scenes are simulated")
+
+from training import scenes, vlm
+from training.recipe import read_recipe
+from training.scenes import Seen
+from training.train import RECIPES
+from training.vision_language import VisionLanguageModel
+
+SMALL = {"fusion_dim": 16, "heads": 2, "layers": 1, "spiking_units": 24, "liquid_units": 8}
+THINGS = tuple(
+    Seen(colour, shape, at, 1.5, np.zeros((0, 0), bool))
+    for colour, shape, at in (("red", "ball", 0.1), ("blue", "box", 0.5), ("red", "pillar", 0.9))
+)
+
+
+def model(**more) -> VisionLanguageModel:
+    torch.manual_seed(0)
+    return VisionLanguageModel((3, 32, 48), text_vocab_size=9, text_seq_length=12, **{**SMALL, **more}).eval()
+
+
+def test_a_picture_and_a_text_give_logits_embeddings_and_attention():
+    out = model()(torch.randn(2, 3, 32, 48), torch.randint(1, 10, (2, 5)), return_attention_maps=True)
+    assert out.output.shape == (2, 5, 1 + 9 + 4)
+    assert out.image_embedding.norm(dim=-1).tolist() == pytest.approx([1, 1])
+    assert out.text_embedding.norm(dim=-1).tolist() == pytest.approx([1, 1])
+    assert out.attention_maps.shape == (2, 1, 2, 5, 4, 6)  # layers, heads, tokens, rows and columns of 8 pixels
+    assert model(num_classes=3)(torch.randn(2, 3, 32, 48), torch.randint(1, 10, (2, 5))).output.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "why"),
+    [
+        ((2, 3, 32, 40), (2, 5), r"image: expected \(batch, \[time,\] 3, 32, 48\), got \(2, 1, 3, 32, 40\)"),
+        ((2, 3, 32, 48), (2, 13), r"text: expected \(2, up to 12\) tokens, got \(2, 13\)"),
+        ((2, 3, 32, 48), (3, 5), r"text: expected \(2, up to 12\) tokens, got \(3, 5\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(image, text, why):
+    with pytest.raises(ValueError, match=why):
+        model()(torch.randn(image), torch.ones(text, dtype=torch.int64))
+
+
+@torch.no_grad()
+def test_frames_one_after_the_other_are_a_sequence():
+    net, frames, dt = model(), torch.randn(2, 4, 3, 32, 48), torch.rand(2, 4, 1)
+    together, state = net.see(frames, dt=dt), None
+    for t in range(4):
+        seen = net.see(frames[:, t], state, dt[:, t : t + 1])
+        state = seen.state
+    torch.testing.assert_close(seen.embedding, together.embedding)
+    torch.testing.assert_close(seen.cells, together.cells)
+    assert not torch.allclose(seen.embedding, net.see(frames[:, 3]).embedding)  # it remembers
+
+
+@torch.no_grad()
+def test_padding_before_or_behind_a_text_changes_nothing():
+    net = model()
+    seen, text = net.see(torch.randn(1, 3, 32, 48)), torch.tensor([[3, 4, 5]])
+    alone = net.hear(text, seen).logits[:, -1]
+    torch.testing.assert_close(net.hear(torch.tensor([[0, 0, 3, 4, 5]]), seen).logits[:, -1], alone)
+    torch.testing.assert_close(net.hear(torch.tensor([[3, 4, 5, 0]]), seen).logits[:, 2], alone)
+    torch.testing.assert_close(net.embed(torch.tensor([[3, 4, 5, 0]])), net.embed(text))
+
+
+@torch.no_grad()
+def test_what_comes_later_is_not_known_yet():
+    net = model()
+    seen = net.see(torch.randn(1, 3, 32, 48))
+    one, other = (net.hear(torch.tensor([[3, 4, last]]), seen).logits[:, :2] for last in (5, 6))
+    torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_what_is_said_is_the_likeliest_word_each_time_until_the_end():
+    net = model()
+    seen = net.see(torch.randn(3, 3, 32, 48))
+    said, texts = net.say(seen, net.begin(3), most=6), net.begin(3)
+    for t in range(said.shape[1]):
+        token = net.hear(texts, seen).logits[:, -1].argmax(-1)
+        ended = (said[:, :t] == 0).any(1) | (token == net.special("end"))
+        assert (said[:, t] == torch.where(ended, 0, token)).all()
+        texts = torch.cat([texts, said[:, t : t + 1]], 1)
+
+
+def test_a_spoilt_caption_is_wrong_in_one_thing():
+    rng, known = np.random.default_rng(0), {"ball", "box", "pillar"}
+    for _ in range(100):
+        caption = scenes.captions(THINGS, rng)[rng.integers(5)]
+        right, wrong = caption.replace(",", " ,").split(), vlm.spoilt(caption, THINGS, rng).split()
+        changed = sum(a != b for a, b in zip(right, wrong, strict=True))
+        assert 1 <= changed <= 4
+        if sorted(right) != sorted(wrong):  # not two of them changed about
+            (pair,) = [
+                k for k in range(len(right) - 1) if wrong[k : k + 2] != right[k : k + 2] and wrong[k] in vlm.COLOURS
+            ]
+            assert f"{wrong[pair]} {vlm.SHAPE_OF[wrong[pair + 1]]}" not in {t.name for t in THINGS}
+    assert known == set(vlm.SHAPES)
+
+
+def test_lessons_say_what_the_picture_shows(tmp_path):
+    recipe = read_recipe(RECIPES / "vlm.yaml", ["rounds=[{episodes: 6, first_seed: 5000, steps: 1}]", "train.lanes=8"])
+    supply, learner = vlm.supply(recipe, 0, tmp_path, 1), vlm.build_model(recipe)
+    texts = vlm.Texts(learner, scenes.words())
+    label = {name: value[:, 0] for name, value in supply.next().labels.items()}
+    for i in range(8):
+        said = label["caption"][i].tolist()
+        spoken = texts.text(said).split()
+        assert said[0] == texts.begin and texts.text(label["text"][i].tolist()).split() == spoken
+        asked = label["question"][i].tolist()
+        assert asked[label["asked"][i]] == texts.ask and asked[asked.index(texts.end) - 1] > 0
+        for k, thing in enumerate(label["look"][i].tolist()):
+            if thing >= 0:  # the next word is a shape, and most of the thing's cells are of it
+                filled = label["cell"][i, 1][label["shares"][i, thing] >= 0.5]
+                shape = vlm.SHAPES.index(vlm.SHAPE_OF[texts.text([said[k + 1]])])
+                assert (filled == shape).float().mean() > 0.9 or not len(filled)
+    assert learner.names == ("image",) and set(label["look"].flatten().tolist()) > {-1}
+
+
+def test_scores_of_a_model_that_knows_nothing_are_low(tmp_path):
+    recipe = read_recipe(RECIPES / "vlm.yaml")
+    scores = vlm.score(vlm.build_model(recipe), [scenes.make_scene(seed) for seed in range(5000, 5006)])
+    assert scores["scenes"] == 6 and scores["questions"] > 40
+    assert scores["vqa"]["overall"] < 0.5 and scores["bleu4"] < 0.1 and scores["image_to_text"]["recall@10"] == 1

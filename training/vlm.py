@@ -1,0 +1,357 @@
+"""A small model that says what it sees in the simulator, answers questions, and finds pictures by words and words by
+pictures.
+
+    python -m training.train vlm                                        # no data needed: scenes are simulated
+    python -m training.evaluate vlm --checkpoint runs/vlm/final.safetensors --json
+
+One loss of many: captions, answers, pictures and texts that belong together (InfoNCE, with a caption beside each right
+one that is wrong in one word), words that are hidden, and what the simulator knows: what fills each cell, and where the
+decoder is to look when it says an object's shape.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mm_edge.sim.rooms import COLOURS, SHAPES, SYNONYMS
+from training import scenes
+from training.batches import Batch, regular_batch
+from training.metrics import bleu4, cider, pointing_game, recall_at, rouge_l, vqa_accuracy
+from training.models import ModelState
+from training.recipe import Recipe
+from training.scenes import Scene, Seen
+from training.vision_language import PADDING, Said, VisionLanguageModel
+from training.vision_language import Seen as Pictures
+
+THINGS, GRID = 5, (12, 16)  # most in a picture; cells of 8 x 8 pixels
+FILLED_SHARE = 0.3  # of a cell's pixels, for it to be an object's
+HIDDEN = 0.2  # of the words, for those to be guessed
+MAX_SCALE = 100.0  # of similarities, as CLIP has it
+TERMS = {"caption": 1.0, "answer": 2.0, "match": 1.0, "hidden": 0.3, "cells": 1.0, "look": 0.5}
+COLOUR, SHAPE = list(COLOURS), list(SHAPES)
+SHAPE_OF = {name: shape for shape, names in SYNONYMS.items() for name in names}
+
+
+class Taught(NamedTuple):
+    """What a batch gives."""
+
+    seen: Pictures
+    right: Tensor  # (B, dim) embeddings of the captions
+    wrong: Tensor  # of those that are wrong in one word
+    caption: Said
+    answer: Said
+    hidden: Tensor  # (B, L, tokens) guesses
+    cells: Tensor  # (B, colours + shapes + 2, N)
+    tokens: dict[str, Tensor]
+    spikes: dict[str, Tensor]
+
+
+class VisionLanguageLearner(VisionLanguageModel):
+    """The model as the loop trains it, with heads that only training has."""
+
+    names = ("image",)
+    text = None
+
+    def __init__(self, **sizes: Any):
+        super().__init__(**sizes)
+        self.aux = nn.ModuleDict({"cells": nn.Linear(self.dim, len(COLOUR) + len(SHAPE) + 2)})
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"image": self.image}
+
+    def zero_state(self, batch: int) -> ModelState:
+        """Each picture stands alone."""
+        return ModelState({}, {}, self.place.new_zeros(batch, 1))
+
+    def scan(self, batch: Batch, state: ModelState) -> tuple[Taught, ModelState]:
+        label = {name: value[:, 0] for name, value in batch.labels.items()}
+        seen = self.see(label["image"])
+        texts = self.embed(torch.cat([label["text"], label["wrong"]]))
+        right, wrong = texts.chunk(2)
+        cells = self.aux["cells"](seen.cells[:, :-1]).transpose(1, 2)
+        spikes = {"image": seen.spikes}
+        return Taught(
+            seen, right, wrong, self.hear(label["caption"], seen), self.hear(label["question"], seen),
+            self.guess(self.read(label["hidden"])), cells, {}, spikes,
+        ), state  # fmt: skip
+
+
+def words(recipe: Recipe) -> list[str]:
+    return scenes.words()
+
+
+def build_model(recipe: Recipe) -> VisionLanguageLearner:
+    torch.manual_seed(recipe.seed)
+    height, width, channels = recipe.streams[0].shape
+    return VisionLanguageLearner(
+        image_size=(channels, height, width), text_vocab_size=len(words(recipe)),
+        period_s=recipe.tick["period_ms"] / 1e3, **recipe.model,
+    )  # fmt: skip
+
+
+def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Scenes:
+    return Scenes(recipe, [load(out, r.first_seed, r.episodes, workers) for r in recipe.rounds[: index + 1]])
+
+
+def load(out: Path, first_seed: int, count: int, workers: int) -> dict[str, np.ndarray]:
+    """So many scenes as arrays, made if they are not there."""
+    file = out / f"scenes-{first_seed}-{count}.npz"
+    if not file.exists():
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            seeds = range(first_seed, first_seed + count)
+            rows = list(tqdm(pool.imap(_arrays, seeds, chunksize=8), "scenes", total=count, leave=False))
+        with file.with_suffix(".part").open("wb") as part:
+            np.savez(part, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        file.with_suffix(".part").rename(file)
+    with np.load(file) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _arrays(seed: int) -> dict[str, np.ndarray]:
+    """A scene: its image, and of each thing colour and shape (-1: there is none), column, distance, share of cells."""
+    scene = scenes.make_scene(seed)
+    row = {
+        "image": scene.image, "kind": np.full((THINGS, 2), -1, np.int8), "where": np.zeros((THINGS, 2), np.float32),
+        "cells": np.zeros((THINGS, *GRID), np.float16),
+    }  # fmt: skip
+    for i, thing in enumerate(scene.things):
+        row["kind"][i] = COLOUR.index(thing.colour), SHAPE.index(thing.shape)
+        row["where"][i] = thing.column, thing.distance_m
+        row["cells"][i] = by_cell(thing.mask)
+    return row
+
+
+def by_cell(mask: np.ndarray) -> np.ndarray:
+    """bool (h, w) -> the share of each cell (GRID)."""
+    rows, cols = GRID
+    return mask.reshape(rows, mask.shape[0] // rows, cols, mask.shape[1] // cols).mean((1, 3), dtype=np.float32)
+
+
+class Texts:
+    """Texts as tokens of a model."""
+
+    def __init__(self, model: VisionLanguageModel, vocabulary: list[str]):
+        self._ids = {word: i + 1 for i, word in enumerate(vocabulary)}
+        self._words = {i: word for word, i in self._ids.items()}
+        self.begin, self.end, self.ask, self.hidden = map(model.special, ("begin", "end", "ask", "hidden"))
+
+    def tokens(self, text: str) -> list[int]:
+        return [self._ids[word] for word in text.replace(",", " ,").split() if word != ","]
+
+    def caption(self, text: str) -> list[int]:
+        return [self.begin, *self.tokens(text), self.end]
+
+    def question(self, text: str, answer: str = "") -> list[int]:
+        said = [self.begin, *self.tokens(text), self.ask]
+        return [*said, *self.tokens(answer), self.end] if answer else said
+
+    def text(self, tokens: list[int]) -> str:
+        return " ".join(self._words[token] for token in tokens if token in self._words)
+
+
+class Scenes:
+    """Batches of scenes, each with another caption and question every time, and in half the cases in a mirror."""
+
+    def __init__(self, recipe: Recipe, parts: list[dict[str, np.ndarray]]):
+        self._scenes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        model = build_model(recipe)
+        self._length, self._lanes = model.length, recipe.train.lanes
+        self._texts = Texts(model, words(recipe))
+        self._rng = np.random.default_rng(recipe.seed)
+        self.steps_an_epoch = max(1, len(self._scenes["image"]) // self._lanes)
+
+    def next(self) -> Batch:
+        chosen = self._rng.integers(len(self._scenes["image"]), size=self._lanes)
+        rows = [self._lesson(int(i)) for i in chosen]
+        labels = {name: torch.from_numpy(np.stack([row[name] for row in rows])[:, None]) for name in rows[0]}
+        for names in (
+            ("text", "hidden"),
+            ("wrong",),
+            ("caption", "look"),
+            ("question",),
+        ):  # no longer than they need be
+            longest = int((labels[names[0]] != PADDING).sum(-1).max())
+            labels |= {name: labels[name][..., :longest] for name in names}
+        ones = torch.ones(self._lanes, 1, 1)
+        return regular_batch({}, ones, ones, labels)
+
+    def _lesson(self, i: int) -> dict[str, np.ndarray]:
+        rng, texts = self._rng, self._texts
+        image, cells = self._scenes["image"][i], self._scenes["cells"][i].astype(np.float32)
+        kind, where = self._scenes["kind"][i], self._scenes["where"][i]
+        order = np.flatnonzero(kind[:, 0] >= 0)
+        mirrored = rng.random() < 0.5
+        if mirrored:
+            image, cells, order = image[:, ::-1], cells[..., ::-1], order[::-1]
+        blank = np.zeros((0, 0), bool)
+        things = tuple(
+            Seen(
+                COLOUR[kind[j, 0]], SHAPE[kind[j, 1]], 1 - where[j, 0] if mirrored else where[j, 0], where[j, 1], blank
+            )
+            for j in order
+        )
+        caption = scenes.captions(things, rng)[rng.integers(5)]
+        asked = scenes.questions(things, rng)
+        question = asked[rng.integers(len(asked))]
+        tokens, spoken = texts.tokens(caption), texts.caption(caption)
+        hidden = [texts.hidden if rng.random() < HIDDEN else token for token in tokens]
+        look = [-1] * (len(spoken) - 1)  # of each token but the last, the thing that the next token is the shape of
+        for k, (colour, word) in enumerate(itertools.pairwise(caption.replace(",", "").split())):
+            for j, thing in enumerate(things):
+                if colour == thing.colour and SHAPE_OF.get(word) == thing.shape:
+                    look[k + 1] = int(order[j])
+        said = texts.question(question.text, question.answer)
+        return {
+            "image": np.ascontiguousarray(image),
+            "text": self._padded(tokens), "wrong": self._padded(texts.tokens(spoilt(caption, things, rng))),
+            "caption": self._padded(spoken), "look": self._padded(look, -1),
+            "question": self._padded(said), "asked": np.int64(said.index(texts.ask)),
+            "hidden": self._padded(hidden),
+            "shares": cells.reshape(THINGS, -1), "cell": np.stack(self._filled(cells, kind)),
+        }  # fmt: skip
+
+    def _padded(self, tokens: list[int], padding: int = PADDING) -> np.ndarray:
+        if len(tokens) > self._length:
+            raise ValueError(f"model.text_seq_length: expected at least {len(tokens)}, got {self._length}")
+        return np.array(tokens + [padding] * (self._length - len(tokens)), np.int64)
+
+    @staticmethod
+    def _filled(cells: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Colour and shape of what fills each cell; one more than there are for nothing."""
+        most, which = cells.max(0).ravel(), cells.argmax(0).ravel()
+        there = most >= FILLED_SHARE
+        colour, shape = (np.where(there, kind[which, k], n) for k, n in enumerate((len(COLOUR), len(SHAPE))))
+        return colour.astype(np.int64), shape.astype(np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state["rng"]
+
+
+def spoilt(caption: str, things: tuple[Seen, ...], rng: np.random.Generator) -> str:
+    """A caption that is wrong in one thing: its colour, its shape, or its place among the others."""
+    said = caption.replace(",", " ,").split()
+    pairs = [k for k in range(len(said) - 1) if said[k] in COLOURS and said[k + 1] in SHAPE_OF]
+    k = int(rng.choice(pairs))
+    names = {thing.name for thing in things}
+    if len(pairs) > 1 and "sees" not in said and rng.random() < 0.4:
+        other = int(rng.choice([p for p in pairs if p != k]))
+        said[k : k + 2], said[other : other + 2] = said[other : other + 2], said[k : k + 2]
+        return " ".join(said)
+    while True:
+        colour, shape = said[k], said[k + 1]
+        if rng.random() < 0.5:
+            colour = str(rng.choice([c for c in COLOUR if c != said[k]]))
+        else:
+            shape = str(rng.choice([s for s in SHAPE_OF if SHAPE_OF[s] != SHAPE_OF[said[k + 1]]]))
+        if f"{colour} {SHAPE_OF[shape]}" not in names:
+            said[k : k + 2] = colour, shape
+            return " ".join(said)
+
+
+def loss(recipe: Recipe, model: VisionLanguageLearner, batch: Batch, out: Taught) -> tuple[Tensor, dict[str, Tensor]]:
+    label = {name: value[:, 0] for name, value in batch.labels.items()}
+    place = torch.arange(label["question"].shape[1] - 1, device=label["question"].device)
+    answered = label["question"][:, 1:].masked_fill(place < label["asked"][:, None], PADDING)
+    scale = model.log_scale.exp().clamp(max=MAX_SCALE)
+    by_text = scale * out.right @ out.seen.embedding.T
+    spoilt_too = torch.cat([by_text.T, scale * (out.seen.embedding * out.wrong).sum(-1, keepdim=True)], 1)
+    own = torch.arange(len(by_text), device=by_text.device)
+    filled, n = label["cell"], len(COLOUR) + 1
+    weight = torch.where(filled[:, 0] < len(COLOUR), 1.0, 0.1)  # most cells are empty
+    wrong = F.cross_entropy(out.cells[:, :n], filled[:, 0], reduction="none")
+    wrong = wrong + F.cross_entropy(out.cells[:, n:], filled[:, 1], reduction="none")
+    parts = {
+        "caption": _next_token(out.caption.logits, label["caption"][:, 1:]),
+        "answer": _next_token(out.answer.logits, answered),
+        "match": (F.cross_entropy(by_text, own) + F.cross_entropy(spoilt_too, own)) / 2,
+        "hidden": _guessed(out.hidden, label["text"], label["hidden"]),
+        "cells": (wrong * weight).sum() / weight.sum(),
+        "look": _looked(out.caption.attention[-1][:, 0], label["look"], label["shares"]),
+    }
+    total = sum({**TERMS, **recipe.train.weights}[name] * part for name, part in parts.items())
+    return total, {**parts, "rate": out.seen.spikes.mean()}
+
+
+def _next_token(logits: Tensor, tokens: Tensor) -> Tensor:
+    """logits (B, L, n) of what comes after each token, tokens (B, L - 1) that came."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens.flatten(), ignore_index=PADDING)
+
+
+def _guessed(logits: Tensor, tokens: Tensor, shown: Tensor) -> Tensor:
+    hidden = (tokens != shown).float()
+    wrong = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(hidden)
+    return (wrong * hidden).sum() / hidden.sum().clamp(min=1)
+
+
+def _looked(attention: Tensor, look: Tensor, shares: Tensor) -> Tensor:
+    """How little of the attention (B, L, N + 1) lay on the thing that was spoken of; look (B, L), shares (B, things,
+    N)."""
+    there = (look >= 0).float()
+    on = shares.gather(1, look.clamp(min=0)[..., None].expand(-1, -1, shares.shape[-1])) > 0
+    share = (attention[..., :-1] * on).sum(-1)
+    return -(share.clamp(min=1e-4).log() * there).sum() / there.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def score(model: VisionLanguageModel, shown: list[Scene], distinct: int = 100) -> dict[str, Any]:
+    """Scores on scenes: recall of `distinct` scenes of which no two show the same, captions against five references,
+    answers by kind, and how often attention lies on the object that is spoken of."""
+    model.eval()
+    texts = Texts(model, scenes.words())
+    captions, hits, answers = [], list[bool](), dict[str, list[float]]()
+    embeddings, found = list[Tensor](), dict[tuple[str, ...], Scene]()
+    for scene in tqdm(shown, "scenes", leave=False):
+        seen = model.see(torch.from_numpy(scene.image)[None])
+        said = model.say(seen, model.begin(1))[0].tolist()
+        captions.append(texts.text(said))
+        hits += _hits(model, texts, seen, scene)
+        for question in scene.questions:
+            asked = torch.tensor([texts.question(question.text)])
+            answer = texts.text(model.say(seen, asked, most=4)[0].tolist())
+            answers.setdefault(question.kind, []).append(vqa_accuracy(answer, [question.answer]))
+        key = tuple(thing.name for thing in scene.things)
+        if key not in found and len(found) < distinct:
+            found[key] = scene
+            embeddings.append(seen.embedding)
+    padded = nn.utils.rnn.pad_sequence(
+        [torch.tensor(texts.tokens(scene.captions[0])) for scene in found.values()], batch_first=True
+    )
+    similarity = (torch.cat(embeddings) @ model.embed(padded).T).numpy()
+    right, references = np.eye(len(found), dtype=bool), [scene.captions for scene in shown]
+    every = [value for values in answers.values() for value in values]
+    return {
+        "scenes": len(shown), "distinct": len(found),
+        "image_to_text": {f"recall@{k}": round(recall_at(similarity, right, k), 4) for k in (1, 5, 10)},
+        "text_to_image": {f"recall@{k}": round(recall_at(similarity.T, right, k), 4) for k in (1, 5, 10)},
+        "bleu4": round(bleu4(captions, references), 4), "rouge_l": round(rouge_l(captions, references), 4),
+        "cider": round(cider(captions, references), 4),
+        "vqa": {"overall": round(float(np.mean(every)), 4)}
+        | {kind: round(float(np.mean(values)), 4) for kind, values in sorted(answers.items())},
+        "questions": len(every), "attention_hit": round(float(np.mean(hits)), 4), "words_looked_at": len(hits),
+    }  # fmt: skip
+
+
+def _hits(model: VisionLanguageModel, texts: Texts, seen: Pictures, scene: Scene) -> list[bool]:
+    """For each object of the first caption, whether the decoder looked at it as it said its shape."""
+    said = scene.captions[0].replace(",", "").split()
+    tokens = torch.tensor([texts.caption(scene.captions[0])])
+    looked = model.hear(tokens, seen).attention[-1][0, 0, :, :-1].unflatten(-1, model.image.grid).numpy()
+    hits = []
+    for k, (colour, word) in enumerate(itertools.pairwise(said)):
+        for thing in scene.things:
+            if colour == thing.colour and SHAPE_OF.get(word) == thing.shape:
+                hits.append(pointing_game(looked[k + 1], by_cell(thing.mask) > 0))
+    return hits
