@@ -382,8 +382,9 @@ def _plot(rows: dict[str, list[tuple[float, float]]], conditions: list[str], ref
     if reference is not None:
         axes.axhline(reference, color="k", ls=":", lw=1, label="what was known last")
     axes.set_xticks(range(len(conditions)), conditions)
-    low = min(m for values in rows.values() for m, _ in values)
-    axes.set_ylim(max(-1.0, min(0.0, low * 1.1)), 1.0)
+    low = min(mean - half for values in rows.values() for mean, half in values)
+    axes.set_ylim(max(-1.0, min(0.0, 1.1 * low)), 1.0)  # what is far below nothing is far below nothing
+    axes.axhline(0, color="k", lw=0.8)
     axes.grid(axis="y", lw=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     file = io.BytesIO()
