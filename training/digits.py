@@ -1,6 +1,7 @@
 """Spoken and written digits: a picture in heavy noise and a voice in heavy noise, of the same digit.
 
     python -m training.train digits --data FOLDER
+    python -m training.train digits_text --data FOLDER          # and words, which say a little of it: "it is odd"
     python -m training.evaluate digits --data FOLDER --json
 
 The protocol is `protocols.pair_digits`. Pictures and voices meet anew in every batch, in noise of their own. Voices are
@@ -10,6 +11,7 @@ One of both senses is absent in a share of the samples.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,14 +35,14 @@ from training.nets import log_mel
 from training.protocols import DIGIT_SAMPLES, DigitDraw, learned_from, pair_digits
 from training.real_data import DigitClip, read_digits
 from training.recipe import Recipe
-from training.supervised import rate_loss, words
+from training.supervised import rate_loss
 from training.windows import Change
 
 __all__ = ["build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
 
 MEASURES = {"right": "share of digits told right"}
 
-MODALITIES = ("image", "audio")
+HINTS = (("it is even", "an odd one"), ("less than five", "five or more"))  # each halves what it can be
 TERMS = {"alone": 0.3, "rates": 1.0}  # what each sense says by itself, beside what both say; rates of spikes
 DRAWS = 3  # of noise, and of who says what
 SPEED, SNR_DB, TRACT, MICROPHONE = (0.6, 1.6), (-4.0, 4.0), 0.25, 0.7  # how different voices are to learn from
@@ -49,10 +51,16 @@ LEVEL = 3000.0  # of a voice as a microphone with automatic gain gives it, of in
 
 def build_model(recipe: Recipe) -> MultiModalFusionNetwork:
     """With a head for each sense alone, which only training has."""
-    model = supervised.build_model(recipe)
+    model = supervised.build_model(recipe, len(words(recipe)))
     for name, encoder in model.encoders.items():
         model.aux[name] = nn.Linear(encoder.units, model.output_dim)
     return model
+
+
+def words(recipe: Recipe) -> list[str]:
+    """Those of HINTS, if there is a text."""
+    has_text = any(spec.kind == "text" for spec in recipe.streams)
+    return sorted({word for pair in HINTS for hint in pair for word in hint.split()}) if has_text else []
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Digits:
@@ -83,7 +91,7 @@ class Digits:
             raise ValueError(f"data.held_out: the speakers that are left, {learned}, do not say every digit")
         self.lanes, self.absent = recipe.train.lanes, recipe.data["absent"]
         self._specs = {spec.name: spec for spec in recipe.streams}
-        self._names = list(self._specs)
+        self._names, self._words = list(self._specs), words(recipe)
         self.steps_an_epoch = len(self.images) // self.lanes
         self._rng = np.random.default_rng(recipe.seed)
 
@@ -95,7 +103,7 @@ class Digits:
         # A voice never says a word twice in the same way, and there are few voices to learn from.
         clips = [_spoken(self._clips[digit][rng.integers(len(self._clips[digit]))], rng) for digit in by_digit.tolist()]
         draw = pair_digits(images, by_digit, clips, rng, snr_db=rng.uniform(*SNR_DB))
-        x = inputs_of(draw, self._specs)
+        x = inputs_of(draw, self._specs, self._words)
         if "audio" in x:
             x["audio"] = torch.from_numpy(_another_voice(x["audio"].numpy(), rng))
         mask = np.ones((n, 1, len(self._names)), np.float32)
@@ -103,6 +111,8 @@ class Digits:
             gone = rng.random(n)
             mask[gone < self.absent, 0, 0] = 0
             mask[gone > 1 - self.absent, 0, 1] = 0
+        if "text" in self._specs:
+            mask[rng.random(n) < self.absent, 0, self._names.index("text")] = 0
         dt = torch.ones(n, 1, 1)
         steps = {name: regular_steps(x[name][:, None], dt, 1, 1.0) for name in self._names}
         return regular_batch(steps, torch.from_numpy(mask), dt, {"digit": torch.from_numpy(draw.labels)[:, None]})
@@ -144,12 +154,24 @@ def _another_voice(mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([level, mel[:, 1]], 1)
 
 
-def inputs_of(draw: DigitDraw, specs: Mapping[str, StreamSpec]) -> dict[str, Tensor]:
-    """What a model of these streams gets of a draw."""
-    x = {"image": torch.from_numpy(as_frames(draw.images))} if "image" in specs else {}
-    if spec := specs.get("audio"):
-        x["audio"] = log_mel(torch.from_numpy(as_heard(draw.sounds)), spec.shape, spec.sample_rate_hz)
+def inputs_of(draw: DigitDraw, specs: Mapping[str, StreamSpec], words: list[str]) -> dict[str, Tensor]:
+    """What a model of these streams, in their order, gets of a draw."""
+    x = {}
+    for name, spec in specs.items():
+        if name == "image":
+            x[name] = torch.from_numpy(as_frames(draw.images))
+        elif name == "audio":
+            x[name] = log_mel(torch.from_numpy(as_heard(draw.sounds)), spec.shape, spec.sample_rate_hz)
+        else:
+            known = preprocess.Vocabulary(words)
+            x[name] = torch.from_numpy(np.stack([known.encode(hint, spec.shape[0]) for hint in hints(draw)]))
     return x
+
+
+def hints(draw: DigitDraw) -> list[str]:
+    """Of each digit a text that fits half of all; which of the two, is as good as chance."""
+    pairs = zip(draw.labels.tolist(), draw.clips.tolist())
+    return [HINTS[1][digit >= 5] if clip % 2 else HINTS[0][digit % 2] for digit, clip in pairs]
 
 
 def as_frames(images: np.ndarray) -> np.ndarray:
@@ -166,24 +188,30 @@ def as_heard(sounds: np.ndarray) -> np.ndarray:
 
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """Shares of digits told right: all the folder's test images, each with the clip of one of its speakers (of all, if
-    none is named), in DRAWS draws of noise; by both senses, and with either absent; and by both of each speaker."""
+    none is named), in DRAWS draws of noise; by all senses ("fused") and by every subset of them; and of each speaker by
+    all."""
     digits = read_digits(folder)
     known = sorted({clip.speaker for clip in digits.clips})
     if unknown := set(only) - set(known):
         raise ValueError(f"{folder}: expected speakers among {known}, got {sorted(unknown)}")
     clips = [clip for clip in digits.clips if not only or clip.speaker in only]
     model, specs = load(bundle, "auto"), {spec.name: spec for spec in bundle.streams}
-    present = {"fused": MODALITIES, "audio": ("audio",), "image": ("image",), "none": ()}
-    masks = {name: np.float32([one in by for one in specs]) for name, by in present.items()}
+    subsets = [some for n in range(len(specs) + 1) for some in itertools.combinations(specs, n)]
+    masks = {"+".join(some) or "none": np.float32([one in some for one in specs]) for some in subsets}
+    masks["fused"] = masks.pop("+".join(specs))
+    words = list(bundle.vocabulary.words) if bundle.vocabulary else []
     right, speakers = {name: list[bool]() for name in masks}, list[str]()
     for number in range(DRAWS):
         draw = pair_digits(digits.test_images, digits.test_labels, clips, np.random.default_rng(number))
-        frames, heard = as_frames(draw.images), as_heard(draw.sounds).astype(np.int16)
+        frames, heard, said = as_frames(draw.images), as_heard(draw.sounds).astype(np.int16), hints(draw)
         speakers += [clips[clip].speaker for clip in draw.clips.tolist()]
         for i, digit in enumerate(tqdm(draw.labels.tolist(), f"draw {number + 1} of {DRAWS}", leave=False)):
             fresh = {"image": Fresh(frames[i], 1.0, True)} if "image" in specs else {}
             if "audio" in specs:
                 fresh["audio"] = Fresh(preprocess.log_mel(heard[i].T, None, specs["audio"]), 1.0, True)
+            if "text" in specs:
+                tokens = preprocess.Vocabulary(words).encode(said[i], specs["text"].shape[0])
+                fresh["text"] = Fresh(tokens, 1.0, True)
             for name, mask in masks.items():
                 inputs = ModelInputs(fresh, mask, np.zeros(len(specs), np.float32), 1.0, True)
                 right[name].append(int(model.step(inputs).values["values"].argmax()) == digit)
@@ -208,7 +236,8 @@ def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
     for i in range(0, len(draw.labels), n):
         some = DigitDraw(draw.images[i : i + n], draw.sounds[i : i + n], draw.labels[i : i + n], draw.clips[i : i + n])
         dt = torch.ones(len(some.labels), 1, 1)
-        steps = {name: regular_steps(x[:, None], dt, 1, 1.0) for name, x in inputs_of(some, specs).items()}
+        given = inputs_of(some, specs, words(recipe))
+        steps = {name: regular_steps(x[:, None], dt, 1, 1.0) for name, x in given.items()}
         yield regular_batch(
             steps, torch.ones(len(dt), 1, len(specs)), dt, {"digit": torch.from_numpy(some.labels)[:, None]}
         )

@@ -24,11 +24,11 @@ def words(recipe: Recipe) -> list[str]:
     return []
 
 
-def build_model(recipe: Recipe) -> MultiModalFusionNetwork:
-    """The model of a recipe, seeded. Raises ValueError for sizes that it does not have."""
+def build_model(recipe: Recipe, words: int = 0) -> MultiModalFusionNetwork:
+    """The model of a recipe, seeded; `words` of its text. Raises ValueError for sizes that it does not have."""
     sizes = {key: value for key, value in recipe.model.items() if key != "modality"}
     return build(
-        MultiModalFusionNetwork, recipe, sizes, modality_configs=modalities(recipe),
+        MultiModalFusionNetwork, recipe, sizes, modality_configs=modalities(recipe, words),
         output_dim=len(recipe.values["names"]),
     )  # fmt: skip
 
