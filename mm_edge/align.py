@@ -131,7 +131,7 @@ class TickRule:
             self._came = sample
 
     def due(self, now_ns: int) -> bool:
-        """A sample that is pushed while a tick is under way, and that this tick does not see, calls for the next."""
+        """A sample that is pushed after a tick began calls for the next, whether or not that tick came to see it."""
         last_ns, came = self._last_ns, self._came
         if last_ns is None or not 0 <= now_ns - last_ns < self._max_period_ns:
             return True

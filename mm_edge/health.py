@@ -14,6 +14,7 @@ RATE_WITHIN = 2.0  # factor between the rate of the last RECENT samples and the 
 # How much likelier it is that three tenths are lost than that one is: log(0.3 / 0.1) by a sample that did not come,
 # log(0.7 / 0.9) by one that came.
 LOST, CAME, CERTAIN = 1.10, -0.25, 5.0
+RATE_OF = 40  # samples due
 RATE_OVER = 10  # sample periods, for the rate that is reported
 
 
@@ -67,7 +68,7 @@ def absence(spec: StreamSpec, view: View) -> str | None:
 
 class Shortfall(NamedTuple):
     """Evidence that fewer come than are due: a cumulative sum (CUSUM, Page 1954) since there last was none. It tells a
-    steady loss from a few as early as that can be done."""
+    steady loss as early as that can be done from a few samples lost at random, up to about one in twenty."""
 
     evidence: float = 0.0
     came: float = 0.0
@@ -79,7 +80,8 @@ class Shortfall(NamedTuple):
         if evidence <= 0:
             return Shortfall()
         certain = self.certain or evidence >= CERTAIN
-        return Shortfall(min(evidence, CERTAIN + 1), self.came + came, self.due + due, certain)
+        fade = min(1.0, RATE_OF / (self.due + due))  # the rate that is told is that of late
+        return Shortfall(min(evidence, CERTAIN + 1), fade * (self.came + came), fade * (self.due + due), certain)
 
 
 class StreamMonitor:

@@ -46,7 +46,7 @@ def test_all_are_as_the_coco_captions_evaluation_has_them(seed):
     assert cider(said, references) == pytest.approx(Cider().compute_score(gts, res)[0])
 
 
-def test_the_longest_common_row_is_rouge_scores():
+def test_the_longest_common_subsequence_is_rouge_scores():
     rouge = pytest.importorskip("rouge_score.rouge_scorer", reason="the reference: pip install rouge-score")
     said, references = corpus(7)
     for text, those in zip(said, references):
@@ -71,7 +71,8 @@ def test_recall_by_hand():
 
 
 def test_an_answer_is_right_as_far_as_others_agree():
-    assert vqa_accuracy("Two.", ["two"]) == 1 and vqa_accuracy("2", ["two"]) == 0
+    assert vqa_accuracy("Two.", ["2"]) == vqa_accuracy("the red ball", ["a red ball"]) == 1
+    assert vqa_accuracy("red", ["red ball"]) == vqa_accuracy("three", ["2"]) == 0
     assert vqa_accuracy("red", ["red"] * 2 + ["blue"] * 8) == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
     assert vqa_accuracy("red", ["red"] * 4 + ["blue"] * 6) == 1
 

@@ -1,5 +1,7 @@
 """Pictures and words: shapes, state, what is said one word after the other, and lessons that say what is there."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -50,64 +52,67 @@ def test_what_does_not_fit_is_refused(image, text, why):
 @torch.no_grad()
 def test_frames_one_after_the_other_are_a_sequence():
     net, frames, dt = model(), torch.randn(2, 4, 3, 32, 48), torch.rand(2, 4, 1)
-    together, state = net.see(frames, dt=dt), None
+    together, state = net.encode_image(frames, dt=dt), None
     for t in range(4):
-        seen = net.see(frames[:, t], state, dt[:, t : t + 1])
+        seen = net.encode_image(frames[:, t], state, dt[:, t : t + 1])
         state = seen.state
     torch.testing.assert_close(seen.embedding, together.embedding)
     torch.testing.assert_close(seen.cells, together.cells)
-    assert not torch.allclose(seen.embedding, net.see(frames[:, 3]).embedding)  # it remembers
+    assert not torch.allclose(seen.embedding, net.encode_image(frames[:, 3]).embedding)  # it remembers
 
 
 @torch.no_grad()
 def test_padding_before_or_behind_a_text_changes_nothing():
     net = model()
-    seen, text = net.see(torch.randn(1, 3, 32, 48)), torch.tensor([[3, 4, 5]])
-    alone = net.hear(text, seen).logits[:, -1]
-    torch.testing.assert_close(net.hear(torch.tensor([[0, 0, 3, 4, 5]]), seen).logits[:, -1], alone)
-    torch.testing.assert_close(net.hear(torch.tensor([[3, 4, 5, 0]]), seen).logits[:, 2], alone)
-    torch.testing.assert_close(net.embed(torch.tensor([[3, 4, 5, 0]])), net.embed(text))
+    seen, text = net.encode_image(torch.randn(1, 3, 32, 48)), torch.tensor([[3, 4, 5]])
+    alone = net.decode(text, seen).logits[:, -1]
+    torch.testing.assert_close(net.decode(torch.tensor([[0, 0, 3, 4, 5]]), seen).logits[:, -1], alone)
+    torch.testing.assert_close(net.decode(torch.tensor([[3, 4, 5, 0]]), seen).logits[:, 2], alone)
+    torch.testing.assert_close(net.encode_text(torch.tensor([[3, 4, 5, 0]])), net.encode_text(text))
 
 
 @torch.no_grad()
 def test_what_comes_later_is_not_known_yet():
     net = model()
-    seen = net.see(torch.randn(1, 3, 32, 48))
-    one, other = (net.hear(torch.tensor([[3, 4, last]]), seen).logits[:, :2] for last in (5, 6))
+    seen = net.encode_image(torch.randn(1, 3, 32, 48))
+    one, other = (net.decode(torch.tensor([[3, 4, last]]), seen).logits[:, :2] for last in (5, 6))
     torch.testing.assert_close(one, other)
 
 
 @torch.no_grad()
 def test_what_is_said_is_the_likeliest_word_each_time_until_the_end():
     net = model()
-    seen = net.see(torch.randn(3, 3, 32, 48))
-    said, texts = net.say(seen, net.begin(3), most=6), net.begin(3)
+    seen = net.encode_image(torch.randn(3, 3, 32, 48))
+    said, texts = net.generate(seen, net.begin(3), most=6), net.begin(3)
     for t in range(said.shape[1]):
-        token = net.hear(texts, seen).logits[:, -1].argmax(-1)
+        token = net.decode(texts, seen).logits[:, -1].argmax(-1)
         ended = (said[:, :t] == 0).any(1) | (token == net.special("end"))
         assert (said[:, t] == torch.where(ended, 0, token)).all()
         texts = torch.cat([texts, said[:, t : t + 1]], 1)
 
 
 def test_a_spoilt_caption_is_wrong_in_one_thing():
-    rng, known = np.random.default_rng(0), {"ball", "box", "pillar"}
-    for _ in range(100):
+    rng, names = np.random.default_rng(0), [thing.name for thing in THINGS]
+    swapped = 0
+    for _ in range(200):
         caption = scenes.captions(THINGS, rng)[rng.integers(5)]
         right, wrong = caption.replace(",", " ,").split(), vlm.spoilt(caption, THINGS, rng).split()
-        changed = sum(a != b for a, b in zip(right, wrong, strict=True))
-        assert 1 <= changed <= 4
-        if sorted(right) != sorted(wrong):  # not two of them changed about
-            (pair,) = [
-                k for k in range(len(right) - 1) if wrong[k : k + 2] != right[k : k + 2] and wrong[k] in vlm.COLOURS
-            ]
-            assert f"{wrong[pair]} {vlm.SHAPE_OF[wrong[pair + 1]]}" not in {t.name for t in THINGS}
-    assert known == set(vlm.SHAPES)
+        assert len(right) == len(wrong)
+        pairs = list(pairwise(wrong))
+        said = [f"{c} {vlm.SHAPE_OF[w]}" for c, w in pairs if c in vlm.COLOURS and w in vlm.SHAPE_OF]
+        if sorted(said) == sorted(names):  # two of them changed places, where it is said in which order they are
+            assert said != names and ("left to right" in caption or "to the left of" in caption)
+            swapped += 1
+        else:
+            assert sum(name not in names for name in said) == 1
+        assert all((word == "an") == (after[0] in "aeiou") for word, after in pairs if word in ("a", "an"))
+    assert 20 < swapped < 100
 
 
 def test_lessons_say_what_the_picture_shows(tmp_path):
     recipe = read_recipe(RECIPES / "vlm.yaml", ["rounds=[{episodes: 6, first_seed: 5000, steps: 1}]", "train.lanes=8"])
     supply, learner = vlm.supply(recipe, 0, tmp_path, 1), vlm.build_model(recipe)
-    texts = vlm.Texts(learner, scenes.words())
+    texts = vlm.Texts(scenes.words())
     label = {name: value[:, 0] for name, value in supply.next().labels.items()}
     for i in range(8):
         said = label["caption"][i].tolist()
@@ -127,4 +132,4 @@ def test_scores_of_a_model_that_knows_nothing_are_low(tmp_path):
     recipe = read_recipe(RECIPES / "vlm.yaml")
     scores = vlm.score(vlm.build_model(recipe), [scenes.make_scene(seed) for seed in range(5000, 5006)])
     assert scores["scenes"] == 6 and scores["questions"] > 40
-    assert scores["vqa"]["overall"] < 0.5 and scores["bleu4"] < 0.1 and scores["image_to_text"]["recall@10"] == 1
+    assert scores["vqa"]["overall"] < 0.3 < scores["vqa_blind"] and scores["bleu4"] < 0.1

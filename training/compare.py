@@ -3,10 +3,10 @@
     python -m training.compare imu_can --data FOLDER [--seeds 3] [--out runs/compare/imu_can] [key=value ...]
     python -m training.compare digits --data FOLDER data.held_out=[lucas] rounds.0.steps=800
 
-Trains every variant with every seed by the task's own recipe, at as many parameters as the recipe's model has, and
-writes `report.html`: scores for every subset of missing senses and, of streams, with samples lost, late and rarer than
-in training; with 95 % confidence over the seeds; step times, sizes, spike rates, and what the fusion weighs. What is
-trained already is not trained again.
+Trains every variant with every seed by the task's own recipe (whose rates and steps were chosen for the shipped model),
+at as many parameters as the recipe's model has, and writes `report.html`: scores for every subset of missing senses and,
+of streams, with samples lost, late and rarer than in training; with 95 % confidence over the seeds; times, sizes, spike
+rates, and what the fusion weighs. What is trained already is not trained again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ import torch
 from safetensors.torch import load_file
 
 from mm_edge.cli import at_least
+from mm_edge.engine.part import Fresh, ModelInputs
 from mm_edge.errors import EdgeError, MissingDependency
 from mm_edge.replay import Tick
 from mm_edge.types import NS, Sample
 from training.fusion import FusionStrategy
 from training.models import MultiModalFusionNetwork
 from training.recipe import Recipe, make_recipe, read_yaml
-from training.train import RECIPES, TASKS, train
+from training.runner import step
+from training.train import RECIPES, TASKS, same_recipe, train
+from training.windows import Change, Event
 
 SHIPPED = "liquid-spike"
 BASELINES: dict[str, dict[str, Any]] = {
@@ -44,15 +47,14 @@ BASELINES: dict[str, dict[str, Any]] = {
     "GRU": {"spikes": 0, "cell": "gru"},
     "GRU + dt": {"spikes": 0, "cell": "gru_dt"},
     "ncps CfC": {"spikes": 0, "cell": "ncps"},
-    "concatenation": {"spikes": 0, "cell": "none", "strategy": "early"},
+    "concatenation": {"spikes": 0, "cell": "none", "strategy": "early"},  # of the newest samples: no memory
 }
+CELLS_ALONE = ("GRU", "GRU + dt", "ncps CfC")  # differ where there is something to remember
 T_95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's, by degrees of freedom
 STYLE = (
     "body{font:15px sans-serif;max-width:75em;margin:2em auto}img{max-width:100%}td,th{padding:.2em .7em;"
     "text-align:right}td:first-child{text-align:left}tr:nth-child(even){background:#f3f3f3}"
 )
-Event = Sample | Tick
-Change = Callable[[list[Event]], Iterable[Event]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the task's recipe")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--out", type=Path, help="for checkpoints and the report (runs/compare/TASK)")
-    parser.add_argument("--seeds", type=at_least(2), default=3)
+    parser.add_argument("--seeds", type=at_least(2), default=3, help=f"2 to {len(T_95)} (%(default)s)")
     parser.add_argument("--threads", type=at_least(1), default=1, help="torch threads")
     args = parser.parse_intermixed_args(argv)
     out = args.out or Path("runs/compare") / args.task
@@ -88,12 +90,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(recipe: Recipe, seeds: int, out: Path) -> dict[str, list[dict[str, Any]]]:
     """Of each variant its trial of each seed, see `trial`."""
+    if seeds > len(T_95):
+        raise ValueError(f"--seeds: expected at most {len(T_95)}, got {seeds}")
     results: dict[str, list[dict[str, Any]]] = {}
-    for name, raw in variants(recipe).items():
+    for condition, change in CONDITIONS.items():
+        if next(iter(TASKS[recipe.task].exam(recipe, change)), None) is None:
+            raise ValueError(
+                f"{condition}: expected windows of {recipe.train.ticks} ticks that are not learned, got none: see "
+                "data and train.ticks of the recipe"
+            )
+    chosen = variants(recipe)
+    for raw in chosen.values():
+        _model(raw)  # what cannot be made is refused before anything is trained
+    for name, raw in chosen.items():
         for seed in range(1, seeds + 1):
             mine = make_recipe({**copy.deepcopy(raw), "seed": seed}, [], name)
             folder = out / "".join(c if c.isalnum() else "_" for c in name) / str(seed)
             file = folder / "trial.json"
+            if folder.exists():
+                same_recipe(mine, folder)
             if not file.exists():
                 print(f"{name}, seed {seed}", file=sys.stderr)
                 weights = train(mine, folder, workers=1)
@@ -112,12 +127,15 @@ def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
             if strategy is not shipped:
                 found[f"{strategy.value} fusion"] = _varied(recipe, strategy=strategy.value)
     for name, how in BASELINES.items():
-        found[name] = _varied(recipe, **how)
+        if recipe.train.ticks > 1 or name not in CELLS_ALONE:
+            found[name] = _varied(recipe, **how)
     if len(recipe.streams) > 1:
         for spec in recipe.raw["streams"]:
             raw = copy.deepcopy(recipe.raw)
             raw["streams"] = [spec]
             raw["tick"]["anchor"] = spec["name"]
+            for other in {s["name"] for s in recipe.raw["streams"]} - {spec["name"]}:
+                raw["model"]["modality"].pop(other, None)
             found[f"{spec['name']} alone"] = raw
     return found
 
@@ -213,15 +231,19 @@ def _examine(
     return np.concatenate(said), {name: np.concatenate(rows) for name, rows in labels.items()}, seen
 
 
-@torch.no_grad()
 def _tick_ms(recipe: Recipe, model: MultiModalFusionNetwork) -> float:
-    """Median time of a whole step of one robot, in torch on one thread."""
-    batch = next(iter(TASKS[recipe.task].exam(recipe, list))).lanes(0, 1)
-    state, times, ticks = model.zero_state(1), [], batch.mask.shape[1]
-    for _ in range(30):
+    """Median time of a tick of one robot on which every sense has something new, in torch on one thread."""
+    threads, n = torch.get_num_threads(), len(recipe.streams)
+    torch.set_num_threads(1)
+    period_s = recipe.tick["period_ms"] / 1e3
+    fresh = {spec.name: Fresh(np.zeros(spec.shape, spec.dtype), period_s, False) for spec in recipe.streams}
+    inputs = ModelInputs(fresh, np.ones(n, np.float32), np.zeros(n, np.float32), period_s, False)
+    state, times = model.zero_state(1), []
+    for _ in range(100):
         started = time.perf_counter()
-        model.scan(batch, state)
-        times.append((time.perf_counter() - started) / ticks)
+        _, _, state = step(model, inputs, state)
+        times.append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
     return round(float(np.median(times)) * 1e3, 3)
 
 
@@ -245,7 +267,8 @@ def _kept(events: list[Event], keep: Callable[[int], bool]) -> list[Event]:
 
 
 def late(events: list[Event]) -> list[Event]:
-    """Every sample arrives later, by up to three of its stream's periods at random; its stamp is true."""
+    """Every sample arrives later, by up to three of its stream's periods at random; its stamp is true. What is
+    overtaken is refused by the aligner, as on a robot: so more is lost than by `lost`."""
     rng, stamps = np.random.default_rng(0), dict[str, list[int]]()
     for event in events:
         if isinstance(event, Sample):
@@ -269,13 +292,12 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % confidence interval, over seeds."""
     x = np.array(list(values), float)
     freedom = len(x) - 1
-    t = T_95[freedom] if freedom < len(T_95) else 1.96
-    return float(x.mean()), float(t * x.std(ddof=1) / math.sqrt(len(x)))
+    return float(x.mean()), float(T_95[freedom] * x.std(ddof=1) / math.sqrt(len(x)))
 
 
 def verdicts(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A sentence for each measure and condition: which other model is better than the shipped one, paired by seed, by
-    more than chance; or that none is."""
+    """A sentence for each measure and condition: from which other models the shipped one differs, paired by seed, by
+    more than its confidence interval. Of twenty comparisons without any difference, one does, too."""
     said = []
     for measure, what in TASKS[recipe.task].MEASURES.items():
         for condition in results[SHIPPED][0]["scores"]:
@@ -292,6 +314,9 @@ def verdicts(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> list[s
                 f"{what}, {condition}: {SHIPPED} {mean:.3f} +- {half:.3f}; better: {', '.join(better) or 'none'}; "
                 f"worse: {', '.join(worse) or 'none'}; the others: no difference that {len(mine)} seeds can show"
             )
+    others = sum(name != SHIPPED and not name.endswith(" alone") for name in results)
+    compared = others * len(said)
+    said.append(f"{compared} comparisons: about {compared / 20:.0f} of them would show a difference by chance")
     return said
 
 
@@ -311,6 +336,8 @@ def report(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> str:
     ]
     for measure, what in TASKS[recipe.task].MEASURES.items():
         parts += [f"<h2>{html.escape(what)}</h2>", *_scores(measure, results)]
+    if len(recipe.streams) > 1 and not (recipe.train.modality_dropout or recipe.data.get("absent")):
+        parts.append("<p>No sense was missing in training: what a model does without one is left to chance.</p>")
     parts += ["<h2>Size and time</h2>", _sizes(results), "<h2>Spikes, and what the fusion weighs</h2>"]
     parts.append(_inside([spec.name for spec in recipe.streams], results))
     return f"<!doctype html><meta charset=utf-8><title>{recipe.task}</title><style>{STYLE}</style>" + "\n".join(parts)
@@ -340,7 +367,13 @@ def _scores(measure: str, results: dict[str, list[dict[str, Any]]]) -> list[str]
 
 
 def _sizes(results: dict[str, list[dict[str, Any]]]) -> str:
-    heads = ["", "parameters", "memory (MB)", "a tick, torch, one thread (ms)", "a training step (CPU ms)"]
+    heads = [
+        "",
+        "parameters",
+        "memory (MB)",
+        "a tick, all senses new, torch on one thread (ms)",
+        "a training step (CPU ms)",
+    ]
     rows = []
     for name, trials in results.items():
         count, tick_ms, train_ms = (np.mean([t[key] for t in trials]) for key in ("parameters", "tick_ms", "train_ms"))

@@ -156,10 +156,12 @@ def _on_data(args: argparse.Namespace) -> int:
 def _on_scenes(args: argparse.Namespace) -> int:
     try:
         recipe = read_recipe(args.checkpoint.parent / "recipe.yaml")
+        if recipe.task != "vlm":
+            raise ValueError(f"{args.checkpoint}: expected weights of vlm, got some of {recipe.task}")
         model = vlm.build_model(recipe)
         model.load_state_dict(load_file(args.checkpoint))
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: torch's, of weights of another size
+        print(str(error).partition("\n")[0], file=sys.stderr)
         return 1
     shown = map(make_scene, tqdm(range(args.seed, args.seed + args.scenes), "scenes", leave=False))
     return _say(vlm.score(model, list(shown)), args.json)

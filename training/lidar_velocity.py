@@ -56,9 +56,9 @@ def tables_of(
 
 def mirrored(log: Tables) -> Tables:
     """Left and right changed."""
-    (name, steps), target = next(iter(log.steps.items())), log.labels["target"] * np.float32([1, -1])
+    ((name, steps),), turn = log.steps.items(), np.float32([1, -1])
     x = np.roll(steps.x[..., ::-1], 1, -1)  # beam 0 is straight ahead
-    labels = {**log.labels, "target": target}
+    labels = {**log.labels, **{key: log.labels[key] * turn for key in ("target", "previous")}}
     return Tables(**{**vars(log), "steps": {name: Steps(x, steps.dt, steps.reset, steps.tick)}, "labels": labels})
 
 
@@ -85,7 +85,8 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
 def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
     """Windows of the logs that data.held_out names."""
     logs = read_carmen(Path(recipe.data["folder"]))
-    held_out = [log for name, log in logs.items() if name not in learned_from(recipe, logs)]
+    learned = learned_from(recipe, logs)
+    held_out = [log for name, log in logs.items() if name not in learned]
     if not held_out:
         raise ValueError(f"data.held_out: expected some of {sorted(logs)} to be examined by, got none")
     period_s = recipe.tick["period_ms"] / 1e3

@@ -20,6 +20,12 @@ from collections.abc import Sequence
 import numpy as np
 
 ROUGE_BETA = 1.2
+_ARTICLES = ("a", "an", "the")
+_NUMBERS = {
+    word: str(n)
+    for n, word in enumerate("zero one two three four five six seven eight nine ten".split())  # noqa: SIM905
+}
+_NUMBERS["none"] = "0"
 CIDER_SIGMA = 6.0  # words; lengths that differ by so much count little
 
 
@@ -47,8 +53,8 @@ def bleu4(said: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 
 
 def rouge_l(said: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean over texts of the F score (beta 1.2) of the longest common row of words; precision and recall are each the
-    best that any reference gives, as in the COCO captions' evaluation."""
+    """Mean over texts of the F score (beta 1.2) of the longest common subsequence of words; precision and recall are
+    each the best that any reference gives, as in the COCO captions' evaluation."""
     scores = []
     for text, those in zip(said, references, strict=True):
         tokens = words_of(text)
@@ -93,9 +99,9 @@ def recall_at(similarity: np.ndarray, right: np.ndarray, k: int) -> float:
 
 
 def vqa_accuracy(answer: str, given: Sequence[str]) -> float:
-    """How many of those who were asked agree, 3 being enough; the mean over leaving each of them out, as the reference
-    has it. Of one given answer: whether it is that."""
-    said, others = " ".join(words_of(answer)), [" ".join(words_of(text)) for text in given]
+    """How many of those who were asked agree, 3 being enough; the mean over leaving each of them out. Articles do not
+    count, and two is 2; all as in the reference. Of one given answer: whether it is that."""
+    said, *others = (" ".join(_NUMBERS.get(w, w) for w in words_of(t) if w not in _ARTICLES) for t in (answer, *given))
     if len(others) == 1:
         return float(said == others[0])
     agree = [min(1.0, sum(said == o for j, o in enumerate(others) if j != i) / 3) for i in range(len(others))]

@@ -2,7 +2,8 @@
 
     scene = make_scene(seed)        # scene.image, scene.captions, scene.questions, scene.things
 
-What counts is what the picture shows. Left and right are the picture's; what is near is nearer than NEAR_M.
+What counts are the coloured objects that the picture shows; obstacles are grey, boxes and pillars among them, and
+nobody speaks of them. Left and right are the picture's; what is near is nearer than NEAR_M.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from mm_edge.sim.world import World
 
 SHOWN_PIXELS = 25  # of 96 x 128, for an object to be seen
 NEAR_M = 2.0
-TURNS = 8  # in which the robot looks for a picture of two objects or more
+TURNS = 12  # in which the robot looks for a picture of as many objects as were drawn
+WANTED = (1, 1, 2, 3, 3)  # three are seldom to be had
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 
@@ -55,15 +57,12 @@ def make_scene(seed: int) -> Scene:
     """The same seed gives the same scene, which shows at least one object."""
     world, rng = World(seed), np.random.default_rng(np.random.SeedSequence([seed, 3]))
     sensors = Sensors(world)
-    best: tuple[np.ndarray, tuple[Seen, ...]] | None = None
-    while best is None or not best[1]:
-        for _ in range(TURNS):
-            shown = _look(world, sensors, rng.uniform(-math.pi, math.pi))
-            if best is None or len(shown[1]) > len(best[1]):
-                best = shown
-            if len(best[1]) >= 2:
-                break
-    image, things = best
+    wanted, found = rng.choice(WANTED), list[tuple[np.ndarray, tuple[Seen, ...]]]()
+    while len(found) < TURNS or not any(things for _, things in found):
+        found.append(_look(world, sensors, rng.uniform(-math.pi, math.pi)))
+        if len(found[-1][1]) == wanted:
+            break
+    image, things = min((shown for shown in found if shown[1]), key=lambda shown: abs(len(shown[1]) - wanted))
     return Scene(seed, image, things, captions(things, rng), questions(things, rng))
 
 
@@ -101,17 +100,17 @@ def captions(things: tuple[Seen, ...], rng: np.random.Generator) -> tuple[str, .
         f"the robot sees {_list(names[1])}",
         _list([f"{name} {place}" for name, place in zip(names[2], where)]),
         f"there {'is' if len(things) == 1 else 'are'} {_list([f'{n} {how}' for n, how in zip(names[3], far)])}",
-        " to the left of ".join(names[4]) if len(things) > 1 else f"only {names[4][0]}",
+        " to the left of ".join(names[4]) if len(things) > 1 else f"{names[4][0]} and no other coloured object",
     )
 
 
 def questions(things: tuple[Seen, ...], rng: np.random.Generator) -> tuple[Question, ...]:
-    """Of each kind those that have one answer; as many yes as no."""
+    """Those that have one answer; as many yes as no."""
     names, colours, shapes = ([getattr(t, key) for t in things] for key in ("name", "colour", "shape"))
     shape = str(rng.choice(SHAPES))
     asked = [
-        Question("how many objects are there", NUMBERS[len(things)], "number"),
-        Question(f"how many {_plural(shape)} are there", NUMBERS[shapes.count(shape)], "number"),
+        Question("how many coloured objects are there", NUMBERS[len(things)], "number"),
+        Question(f"how many coloured {_plural(shape)} are there", NUMBERS[shapes.count(shape)], "number"),
     ]
     # What is not there is like something that is: otherwise a colour or a shape alone would tell.
     like = things[rng.integers(len(things))]
@@ -119,17 +118,17 @@ def questions(things: tuple[Seen, ...], rng: np.random.Generator) -> tuple[Quest
     absent = [name for name in near_miss if name not in names]
     asked.append(Question(f"is there {_article(str(rng.choice(names)))}", "yes", "yes/no"))
     asked.append(Question(f"is there {_article(str(rng.choice(absent)))}", "no", "yes/no"))
-    if once := [t for t in things if shapes.count(t.shape) == 1]:
-        thing = once[rng.integers(len(once))]
-        asked.append(Question(f"what colour is the {thing.shape}", thing.colour, "other"))
+    if shapes.count("ball") == 1:  # no obstacle is one
+        asked.append(Question("what colour is the ball", things[shapes.index("ball")].colour, "other"))
     if once := [t for t in things if colours.count(t.colour) == 1]:
         thing = once[rng.integers(len(once))]
         asked.append(Question(f"what is the {thing.colour} object", thing.shape, "other"))
     i = int(rng.integers(len(things)))
-    asked.append(Question(f"what is to the left of the {names[i]}", names[i - 1] if i else "nothing", "other"))
+    left = names[i - 1] if i else "nothing"
+    asked.append(Question(f"which coloured object is left of the {names[i]}", left, "other"))
     i = int(rng.integers(len(things)))
     right = names[i + 1] if i + 1 < len(things) else "nothing"
-    asked.append(Question(f"what is to the right of the {names[i]}", right, "other"))
+    asked.append(Question(f"which coloured object is right of the {names[i]}", right, "other"))
     if len(things) > 1:
         a, b = sorted(rng.choice(len(things), 2, replace=False).tolist())
         asked.append(Question(f"is the {names[a]} to the left of the {names[b]}", "yes", "yes/no"))
@@ -142,8 +141,8 @@ def words() -> list[str]:
     """Every word that captions, questions and answers can hold."""
     objects = (*COLOURS, *SHAPES, *(name for names in SYNONYMS.values() for name in names), *map(_plural, SHAPES))
     rest = (
-        "a an and are away by close colour far from how in is left many middle no nothing object objects of on only "
-        "right robot sees the there to what yes"
+        "a an and are away by close colour coloured far from how in is left many middle no nothing object objects of "
+        "on other right robot sees the there to what which yes"
     )
     return sorted({*objects, *rest.split(), *NUMBERS})
 

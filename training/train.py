@@ -118,7 +118,7 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
     with the recipe, or if what is there was made by another one."""
     _check(recipe)
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        _same_recipe(recipe, out)
+        same_recipe(recipe, out)
         _same_code(out)
     task = TASKS[recipe.task]
     student: Path | None = None
@@ -157,12 +157,14 @@ def _check(recipe: Recipe) -> None:
     check_keys(config.weights, getattr(task, "TERMS", ()), "train.weights")
     model = task.build_model(recipe)
     check_keys(config.learning_rates, model.names, "train.learning_rates")
+    if config.modality_dropout and len(model.names) < 2:
+        raise ValueError(f"train.modality_dropout: expected two modalities or more, got {list(model.names)}")
     units = {name: encoder.units for name, encoder in model.encoders.items()}
     if config.contrastive and len(set(units.values())) == len(units):
         raise ValueError(f"train.contrastive: expected two modalities with tokens of one size, got {units}")
 
 
-def _same_recipe(recipe: Recipe, out: Path) -> None:
+def same_recipe(recipe: Recipe, out: Path) -> None:
     """Keep it as `out/recipe.yaml`; raises ValueError if another one is there."""
     kept = out / "recipe.yaml"
     if kept.exists() and yaml.safe_load(kept.read_text()) != recipe.raw:

@@ -1,10 +1,10 @@
 """Pictures and words: what a robot sees, said, asked and found again.
 
     model = VisionLanguageModel((3, 96, 128), text_vocab_size=60, fusion_dim=128)
-    seen = model.see(frames)                        # a picture's tokens and its embedding
-    model.embed(texts) @ seen.embedding.T           # how well each text fits each picture
-    model.say(seen, model.begin(len(frames)))       # captions, word by word
-    model.say(seen, questions)                      # answers: a question ends with ASK
+    seen = model.encode_image(frames)                        # a picture's tokens and its embedding
+    model.encode_text(texts) @ seen.embedding.T           # how well each text fits each picture
+    model.generate(seen, model.begin(len(frames)))       # captions, word by word
+    model.generate(seen, questions)                      # answers: a question ends with ASK
 
 The picture is a grid of cells; what is remembered across frames and what the embedding is made of passes spikes and a
 liquid cell. Captions and answers come from one decoder that attends to the cells.
@@ -25,7 +25,12 @@ PADDING = 0
 SPECIALS = ("begin", "end", "ask", "hidden")  # after the words: a caption begins, a text ends, a question, masked
 
 
-class Seen(NamedTuple):
+def special(name: str, words: int) -> int:
+    """The token of one of SPECIALS, behind so many words."""
+    return 1 + words + SPECIALS.index(name)
+
+
+class ImageCode(NamedTuple):
     """B pictures, the last of each robot's frames."""
 
     cells: Tensor  # (B, N, dim): the grid row by row, and behind it what is remembered
@@ -34,7 +39,7 @@ class Seen(NamedTuple):
     state: tuple[Tensor, Tensor]  # membranes (B, spiking_units), liquid (B, liquid_units)
 
 
-class Said(NamedTuple):
+class Decoded(NamedTuple):
     logits: Tensor  # (B, L, tokens): what comes after each
     attention: list[Tensor]  # by layer (B, heads, L, N): on which cells the decoder looked
 
@@ -79,73 +84,79 @@ class VisionLanguageModel(nn.Module):
         self.image = ImageEncoder(self.image_size, fusion_dim, spiking_units, liquid_units, tau_s, period_s)
         self.word = nn.Embedding(self.tokens, fusion_dim, padding_idx=PADDING)
         self.place = nn.Parameter(torch.randn(text_seq_length, fusion_dim) * 0.02)
-        nn.init.normal_(self.word.weight, std=0.02)
-        self.reader = nn.ModuleList(Block(fusion_dim, heads, looks=False) for _ in range(layers))
+        with torch.no_grad():
+            self.word.weight.normal_(std=0.02)[PADDING] = 0
+        self.text_encoder = nn.ModuleList(Block(fusion_dim, heads, cross=False) for _ in range(layers))
         self.text_embedding = nn.Linear(fusion_dim, fusion_dim)
-        self.speaker = nn.ModuleList(Block(fusion_dim, heads, looks=True) for _ in range(layers))
+        self.decoder = nn.ModuleList(Block(fusion_dim, heads, cross=True) for _ in range(layers))
         self.norm = nn.LayerNorm(fusion_dim)
+        unsaid = [token in (PADDING, *(map(self.special, ("begin", "ask", "hidden")))) for token in range(self.tokens)]
+        self.register_buffer("_unsaid", torch.tensor(unsaid), persistent=False)
         self.log_scale = nn.Parameter(torch.tensor(2.659))  # of similarities: 1 / 0.07, as CLIP begins
         self.classify = nn.Linear(2 * fusion_dim, num_classes) if num_classes else None
 
     def special(self, name: str) -> int:
         """The token of one of SPECIALS."""
-        return 1 + self.words + SPECIALS.index(name)
+        return special(name, self.words)
 
     def begin(self, batch: int) -> Tensor:
         """Texts (batch, 1) that a caption begins with."""
         return torch.full((batch, 1), self.special("begin"), device=self.place.device)
 
-    def see(self, frames: Tensor, state: tuple[Tensor, Tensor] | None = None, dt: Tensor | None = None) -> Seen:
+    def encode_image(
+        self, frames: Tensor, state: tuple[Tensor, Tensor] | None = None, dt: Tensor | None = None
+    ) -> ImageCode:
         """frames (B, [T,] 3, h, w) float or (B, [T,] h, w, 3) uint8, dt (B, T, 1) seconds since the frame before."""
         return self.image(frames if frames.dim() == 5 else frames[:, None], state, dt)
 
-    def embed(self, texts: Tensor) -> Tensor:
+    def encode_text(self, texts: Tensor) -> Tensor:
         """texts int64 (B, L) -> (B, dim), of length 1."""
-        x, there = self.read(texts), (texts != PADDING)[..., None]
+        x, there = self.text_states(texts), (texts != PADDING)[..., None]
         mean = (x * there).sum(1) / there.sum(1).clamp(min=1)
         return F.normalize(self.text_embedding(mean).float(), dim=-1)
 
-    def read(self, texts: Tensor) -> Tensor:
+    def text_states(self, texts: Tensor) -> Tensor:
         """texts int64 (B, L) -> what the text encoder makes of each token (B, L, dim)."""
         hidden = (texts == PADDING)[:, None, None]
         x = self._placed(texts)
-        for block in self.reader:
+        for block in self.text_encoder:
             x, _ = block(x, hidden)
         return self.norm(x)
 
-    def hear(self, texts: Tensor, seen: Seen) -> Said:
+    def decode(self, texts: Tensor, seen: ImageCode) -> Decoded:
         """What comes after each token of texts int64 (B, L), given the pictures."""
         n = texts.shape[1]
         later = torch.ones(n, n, dtype=torch.bool, device=texts.device).triu(1)
         hidden = later | (texts == PADDING)[:, None, None]
         x, attention = self._placed(texts), []
-        for block in self.speaker:
+        for block in self.decoder:
             x, looked = block(x, hidden, seen.cells)
             attention.append(looked)
-        return Said(self.guess(self.norm(x)), attention)
+        return Decoded(self.to_logits(self.norm(x)), attention)
 
-    def guess(self, x: Tensor) -> Tensor:
+    def to_logits(self, x: Tensor) -> Tensor:
         """(..., dim) -> logits of tokens."""
         return (x @ self.word.weight.T).float()
 
     @torch.no_grad()
-    def say(self, seen: Seen, texts: Tensor, most: int = 32) -> Tensor:
-        """The likeliest next tokens one after the other, (B, n), each row until its end and padding behind it. texts
+    def generate(self, seen: ImageCode, texts: Tensor, most: int = 32) -> Tensor:
+        """The likeliest next words one after the other, (B, n), each row until its end and padding behind it. texts
         (B, L): what is said already; padding stands before a text, not behind it."""
         said = texts.new_zeros(len(texts), 0)
         done = torch.zeros(len(texts), dtype=torch.bool, device=texts.device)
         while said.shape[1] < min(most, self.length - texts.shape[1]) and not done.all():
-            token = self.hear(torch.cat([texts, said], 1), seen).logits[:, -1].argmax(-1)
+            logits = self.decode(torch.cat([texts, said], 1), seen).logits[:, -1]
+            token = logits.masked_fill(self._unsaid, -torch.inf).argmax(-1)
             done |= token == self.special("end")
             said = torch.cat([said, token.masked_fill(done, PADDING)[:, None]], 1)
         return said
 
     def forward(self, image: Tensor, text: Tensor, return_attention_maps: bool = False) -> VisionLanguageResult:
-        """image as of `see`, text int64 (B, L). Raises ValueError for what does not fit."""
+        """image as of `encode_image`, text int64 (B, L). Raises ValueError for what does not fit."""
         if text.dim() != 2 or text.shape[1] > self.length or len(text) != len(image):
             raise ValueError(f"text: expected ({len(image)}, up to {self.length}) tokens, got {tuple(text.shape)}")
-        seen, words = self.see(image), self.embed(text)
-        said = self.hear(text, seen) if self.classify is None or return_attention_maps else None
+        seen, words = self.encode_image(image), self.encode_text(text)
+        said = self.decode(text, seen) if self.classify is None or return_attention_maps else None
         output = said.logits if self.classify is None else self.classify(torch.cat([seen.embedding, words], -1))
         maps = None
         if return_attention_maps:
@@ -199,7 +210,7 @@ class ImageEncoder(nn.Module):
     def units(self) -> int:
         return self.liquid.units
 
-    def forward(self, frames: Tensor, state: tuple[Tensor, Tensor] | None, dt: Tensor | None) -> Seen:
+    def forward(self, frames: Tensor, state: tuple[Tensor, Tensor] | None, dt: Tensor | None) -> ImageCode:
         batch, ticks = frames.shape[:2]
         want = [self.size, (*self.size[1:], self.size[0])][frames.dtype == torch.uint8]
         if tuple(frames.shape[2:]) != want:
@@ -217,26 +228,28 @@ class ImageEncoder(nn.Module):
             _, h = self.liquid.scan(spikes, h, dt, keep, ~keep)
         last = cells.view(batch, ticks, *cells.shape[1:])[:, -1]
         cells = torch.cat([last, self.remember(h)[:, None]], 1)
-        return Seen(cells, F.normalize(self.embedding(h).float(), dim=-1), spikes, (v, h))
+        return ImageCode(cells, F.normalize(self.embedding(h).float(), dim=-1), spikes, (v, h))
 
 
 class Block(nn.Module):
     """A transformer's block, normalised before each part (Xiong et al. 2020): tokens attend to tokens, and where it
     `looks` to the cells of a picture."""
 
-    def __init__(self, dim: int, heads: int, looks: bool):
+    def __init__(self, dim: int, heads: int, cross: bool):
         super().__init__()
-        self.own = Attention(dim, heads)
-        self.look = Attention(dim, heads) if looks else None
-        self.think = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.self_attention = Attention(dim, heads)
+        self.cross_attention = Attention(dim, heads) if cross else None
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+        )
 
     def forward(self, x: Tensor, hidden: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Any]:
-        x = x + self.own(x, None, hidden)[0]
+        x = x + self.self_attention(x, None, hidden)[0]
         looked = None
-        if self.look is not None:
-            what, looked = self.look(x, cells, None)
+        if self.cross_attention is not None:
+            what, looked = self.cross_attention(x, cells, None)
             x = x + what
-        return x + self.think(x), looked
+        return x + self.feed_forward(x), looked
 
 
 class Attention(nn.Module):

@@ -11,11 +11,15 @@ decoder is to look when it says an object's shape.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import multiprocessing
+import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -27,28 +31,28 @@ from training import scenes
 from training.batches import Batch, regular_batch
 from training.metrics import bleu4, cider, pointing_game, recall_at, rouge_l, vqa_accuracy
 from training.models import ModelState
-from training.recipe import Recipe
+from training.recipe import Recipe, check_keys
 from training.scenes import Scene, Seen
-from training.vision_language import PADDING, Said, VisionLanguageModel
-from training.vision_language import Seen as Pictures
+from training.vision_language import PADDING, SPECIALS, Decoded, ImageCode, VisionLanguageModel, special
 
 THINGS, GRID = 5, (12, 16)  # most in a picture; cells of 8 x 8 pixels
 FILLED_SHARE = 0.3  # of a cell's pixels, for it to be an object's
 HIDDEN = 0.2  # of the words, for those to be guessed
 MAX_SCALE = 100.0  # of similarities, as CLIP has it
+SIZES = inspect.signature(VisionLanguageModel).parameters.keys() - {"image_size", "text_vocab_size", "period_s"}
 TERMS = {"caption": 1.0, "answer": 2.0, "match": 1.0, "hidden": 0.3, "cells": 1.0, "look": 0.5}
 COLOUR, SHAPE = list(COLOURS), list(SHAPES)
 SHAPE_OF = {name: shape for shape, names in SYNONYMS.items() for name in names}
 
 
-class Taught(NamedTuple):
+class VlmResult(NamedTuple):
     """What a batch gives."""
 
-    seen: Pictures
+    seen: ImageCode
     right: Tensor  # (B, dim) embeddings of the captions
     wrong: Tensor  # of those that are wrong in one word
-    caption: Said
-    answer: Said
+    caption: Decoded
+    answer: Decoded
     hidden: Tensor  # (B, L, tokens) guesses
     cells: Tensor  # (B, colours + shapes + 2, N)
     tokens: dict[str, Tensor]
@@ -73,16 +77,16 @@ class VisionLanguageLearner(VisionLanguageModel):
         """Each picture stands alone."""
         return ModelState({}, {}, self.place.new_zeros(batch, 1))
 
-    def scan(self, batch: Batch, state: ModelState) -> tuple[Taught, ModelState]:
+    def scan(self, batch: Batch, state: ModelState) -> tuple[VlmResult, ModelState]:
         label = {name: value[:, 0] for name, value in batch.labels.items()}
-        seen = self.see(label["image"])
-        texts = self.embed(torch.cat([label["text"], label["wrong"]]))
+        seen = self.encode_image(label["image"])
+        texts = self.encode_text(torch.cat([label["text"], label["wrong"]]))
         right, wrong = texts.chunk(2)
         cells = self.aux["cells"](seen.cells[:, :-1]).transpose(1, 2)
         spikes = {"image": seen.spikes}
-        return Taught(
-            seen, right, wrong, self.hear(label["caption"], seen), self.hear(label["question"], seen),
-            self.guess(self.read(label["hidden"])), cells, {}, spikes,
+        return VlmResult(
+            seen, right, wrong, self.decode(label["caption"], seen), self.decode(label["question"], seen),
+            self.to_logits(self.text_states(label["hidden"])), cells, {}, spikes,
         ), state  # fmt: skip
 
 
@@ -93,6 +97,7 @@ def words(recipe: Recipe) -> list[str]:
 def build_model(recipe: Recipe) -> VisionLanguageLearner:
     torch.manual_seed(recipe.seed)
     height, width, channels = recipe.streams[0].shape
+    check_keys(recipe.model, SIZES, "model")
     return VisionLanguageLearner(
         image_size=(channels, height, width), text_vocab_size=len(words(recipe)),
         period_s=recipe.tick["period_ms"] / 1e3, **recipe.model,
@@ -131,6 +136,11 @@ def _arrays(seed: int) -> dict[str, np.ndarray]:
     return row
 
 
+def object_cells(shares: Tensor) -> Tensor:
+    """shares (..., N) of cells -> bool: those that a thing fills at least half as much as it does any."""
+    return shares >= (shares.amax(-1, keepdim=True) / 2).clip(min=1e-3)
+
+
 def by_cell(mask: np.ndarray) -> np.ndarray:
     """bool (h, w) -> the share of each cell (GRID)."""
     rows, cols = GRID
@@ -138,12 +148,12 @@ def by_cell(mask: np.ndarray) -> np.ndarray:
 
 
 class Texts:
-    """Texts as tokens of a model."""
+    """Texts as tokens of a model with this vocabulary."""
 
-    def __init__(self, model: VisionLanguageModel, vocabulary: list[str]):
+    def __init__(self, vocabulary: list[str]):
         self._ids = {word: i + 1 for i, word in enumerate(vocabulary)}
         self._words = {i: word for word, i in self._ids.items()}
-        self.begin, self.end, self.ask, self.hidden = map(model.special, ("begin", "end", "ask", "hidden"))
+        self.begin, self.end, self.ask, self.hidden = (special(name, len(vocabulary)) for name in SPECIALS)
 
     def tokens(self, text: str) -> list[int]:
         return [self._ids[word] for word in text.replace(",", " ,").split() if word != ","]
@@ -164,9 +174,8 @@ class Scenes:
 
     def __init__(self, recipe: Recipe, parts: list[dict[str, np.ndarray]]):
         self._scenes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        model = build_model(recipe)
-        self._length, self._lanes = model.length, recipe.train.lanes
-        self._texts = Texts(model, words(recipe))
+        self._length, self._lanes = recipe.model["text_seq_length"], recipe.train.lanes
+        self._texts = Texts(words(recipe))
         self._rng = np.random.default_rng(recipe.seed)
         self.steps_an_epoch = max(1, len(self._scenes["image"]) // self._lanes)
 
@@ -217,6 +226,7 @@ class Scenes:
             "caption": self._padded(spoken), "look": self._padded(look, -1),
             "question": self._padded(said), "asked": np.int64(said.index(texts.ask)),
             "hidden": self._padded(hidden),
+            "names": np.int64(zlib.crc32(" ".join(sorted(thing.name for thing in things)).encode())),
             "shares": cells.reshape(THINGS, -1), "cell": np.stack(self._filled(cells, kind)),
         }  # fmt: skip
 
@@ -246,10 +256,11 @@ def spoilt(caption: str, things: tuple[Seen, ...], rng: np.random.Generator) -> 
     pairs = [k for k in range(len(said) - 1) if said[k] in COLOURS and said[k + 1] in SHAPE_OF]
     k = int(rng.choice(pairs))
     names = {thing.name for thing in things}
-    if len(pairs) > 1 and "sees" not in said and rng.random() < 0.4:
+    ordered = "from left to right" in caption or " to the left of " in caption
+    if ordered and len(pairs) > 1 and rng.random() < 0.6:
         other = int(rng.choice([p for p in pairs if p != k]))
         said[k : k + 2], said[other : other + 2] = said[other : other + 2], said[k : k + 2]
-        return " ".join(said)
+        return _with_articles(said)
     while True:
         colour, shape = said[k], said[k + 1]
         if rng.random() < 0.5:
@@ -258,15 +269,28 @@ def spoilt(caption: str, things: tuple[Seen, ...], rng: np.random.Generator) -> 
             shape = str(rng.choice([s for s in SHAPE_OF if SHAPE_OF[s] != SHAPE_OF[said[k + 1]]]))
         if f"{colour} {SHAPE_OF[shape]}" not in names:
             said[k : k + 2] = colour, shape
-            return " ".join(said)
+            return _with_articles(said)
 
 
-def loss(recipe: Recipe, model: VisionLanguageLearner, batch: Batch, out: Taught) -> tuple[Tensor, dict[str, Tensor]]:
+def _with_articles(said: list[str]) -> str:
+    """With a or an as it fits the next word: what is wrong is not to be told by its grammar."""
+    fitting = [
+        ("an" if after[0] in "aeiou" else "a") if word in ("a", "an") else word
+        for word, after in zip(said, [*said[1:], ""])
+    ]
+    return " ".join(fitting)
+
+
+def loss(
+    recipe: Recipe, model: VisionLanguageLearner, batch: Batch, out: VlmResult
+) -> tuple[Tensor, dict[str, Tensor]]:
     label = {name: value[:, 0] for name, value in batch.labels.items()}
     place = torch.arange(label["question"].shape[1] - 1, device=label["question"].device)
     answered = label["question"][:, 1:].masked_fill(place < label["asked"][:, None], PADDING)
     scale = model.log_scale.exp().clamp(max=MAX_SCALE)
     by_text = scale * out.right @ out.seen.embedding.T
+    alike = label["names"][:, None] == label["names"]  # pictures of the same things are no wrong answers
+    by_text = by_text.masked_fill(alike.fill_diagonal_(False), -torch.inf)
     spoilt_too = torch.cat([by_text.T, scale * (out.seen.embedding * out.wrong).sum(-1, keepdim=True)], 1)
     own = torch.arange(len(by_text), device=by_text.device)
     filled, n = label["cell"], len(COLOUR) + 1
@@ -300,7 +324,7 @@ def _looked(attention: Tensor, look: Tensor, shares: Tensor) -> Tensor:
     """How little of the attention (B, L, N + 1) lay on the thing that was spoken of; look (B, L), shares (B, things,
     N)."""
     there = (look >= 0).float()
-    on = shares.gather(1, look.clamp(min=0)[..., None].expand(-1, -1, shares.shape[-1])) > 0
+    on = object_cells(shares).gather(1, look.clamp(min=0)[..., None].expand(-1, -1, shares.shape[-1]))
     share = (attention[..., :-1] * on).sum(-1)
     return -(share.clamp(min=1e-4).log() * there).sum() / there.sum().clamp(min=1)
 
@@ -310,18 +334,21 @@ def score(model: VisionLanguageModel, shown: list[Scene], distinct: int = 100) -
     """Scores on scenes: recall of `distinct` scenes of which no two show the same, captions against five references,
     answers by kind, and how often attention lies on the object that is spoken of."""
     model.eval()
-    texts = Texts(model, scenes.words())
+    texts = Texts(scenes.words())
     captions, hits, answers = [], list[bool](), dict[str, list[float]]()
+    asked_blind: dict[str, Counter[str]] = {}
     embeddings, found = list[Tensor](), dict[tuple[str, ...], Scene]()
     for scene in tqdm(shown, "scenes", leave=False):
-        seen = model.see(torch.from_numpy(scene.image)[None])
-        said = model.say(seen, model.begin(1))[0].tolist()
+        seen = model.encode_image(torch.from_numpy(scene.image)[None])
+        said = model.generate(seen, model.begin(1))[0].tolist()
         captions.append(texts.text(said))
         hits += _hits(model, texts, seen, scene)
         for question in scene.questions:
             asked = torch.tensor([texts.question(question.text)])
-            answer = texts.text(model.say(seen, asked, most=4)[0].tolist())
+            answer = texts.text(model.generate(seen, asked, most=4)[0].tolist())
             answers.setdefault(question.kind, []).append(vqa_accuracy(answer, [question.answer]))
+            alike = " ".join(word for word in question.text.split() if word not in COLOURS)
+            asked_blind.setdefault(alike, Counter())[question.answer] += 1
         key = tuple(thing.name for thing in scene.things)
         if key not in found and len(found) < distinct:
             found[key] = scene
@@ -329,7 +356,7 @@ def score(model: VisionLanguageModel, shown: list[Scene], distinct: int = 100) -
     padded = nn.utils.rnn.pad_sequence(
         [torch.tensor(texts.tokens(scene.captions[0])) for scene in found.values()], batch_first=True
     )
-    similarity = (torch.cat(embeddings) @ model.embed(padded).T).numpy()
+    similarity = (torch.cat(embeddings) @ model.encode_text(padded).T).numpy()
     right, references = np.eye(len(found), dtype=bool), [scene.captions for scene in shown]
     every = [value for values in answers.values() for value in values]
     return {
@@ -340,18 +367,22 @@ def score(model: VisionLanguageModel, shown: list[Scene], distinct: int = 100) -
         "cider": round(cider(captions, references), 4),
         "vqa": {"overall": round(float(np.mean(every)), 4)}
         | {kind: round(float(np.mean(values)), 4) for kind, values in sorted(answers.items())},
+        # Who cannot see, and knows of each kind of question the answer that is right most often.
+        "vqa_blind": round(sum(max(counted.values()) for counted in asked_blind.values()) / len(every), 4),
         "questions": len(every), "attention_hit": round(float(np.mean(hits)), 4), "words_looked_at": len(hits),
+        "attention_by_chance": round(float(np.mean([t.mask.mean() for scene in shown for t in scene.things])), 4),
     }  # fmt: skip
 
 
-def _hits(model: VisionLanguageModel, texts: Texts, seen: Pictures, scene: Scene) -> list[bool]:
+def _hits(model: VisionLanguageModel, texts: Texts, seen: ImageCode, scene: Scene) -> list[bool]:
     """For each object of the first caption, whether the decoder looked at it as it said its shape."""
     said = scene.captions[0].replace(",", "").split()
     tokens = torch.tensor([texts.caption(scene.captions[0])])
-    looked = model.hear(tokens, seen).attention[-1][0, 0, :, :-1].unflatten(-1, model.image.grid).numpy()
-    hits = []
+    looked = model.decode(tokens, seen).attention[-1][0, 0, :, :-1].unflatten(-1, model.image.grid).numpy()
+    hits, (height, width) = [], scene.image.shape[:2]
     for k, (colour, word) in enumerate(itertools.pairwise(said)):
         for thing in scene.things:
             if colour == thing.colour and SHAPE_OF.get(word) == thing.shape:
-                hits.append(pointing_game(looked[k + 1], by_cell(thing.mask) > 0))
+                drawn = cv2.resize(looked[k + 1], (width, height), interpolation=cv2.INTER_CUBIC)  # as the overlay
+                hits.append(pointing_game(drawn, thing.mask))
     return hits

@@ -26,7 +26,8 @@ from training.supervised import rate_loss
 from training.tables import Tables
 
 TERMS = {"rates": 1.0}  # of spikes, which are to be neither silent nor always there
-Change = Callable[[list[Sample | Tick]], Iterable[Sample | Tick]]  # what becomes of a log on its way to the tables
+Event = Sample | Tick
+Change = Callable[[list[Event]], Iterable[Event]]  # what becomes of a log on its way to the tables
 
 
 class Windows:
