@@ -4,9 +4,9 @@
     python -m training.compare digits --data FOLDER data.held_out=[lucas] rounds.0.steps=800
 
 Trains every variant with every seed by the task's own recipe (whose rates and steps were chosen for the shipped model),
-at as many parameters as the recipe's model has, and writes `report.html`: scores for every subset of missing senses and,
-of streams, with samples lost, late and rarer than in training; with 95 % confidence over the seeds; times, sizes, spike
-rates, and what the fusion weighs. What is trained already is not trained again.
+at as many parameters as the recipe's model has, and writes `report.html`: scores for every subset of missing senses,
+and of streams with samples lost, late and rarer than in training, with 95 % confidence over the seeds; times, sizes,
+spike rates, and what the fusion weighs. What is trained already is not trained again.
 """
 
 from __future__ import annotations
