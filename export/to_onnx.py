@@ -12,6 +12,7 @@ import argparse
 import copy
 import io
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -137,6 +138,7 @@ def asked(model: MultiModalFusionNetwork) -> str | None:
 
 
 def _export(part: nn.Module, args: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> bytes:
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # it misses torchvision
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.onnx.export(
@@ -378,7 +380,11 @@ def export_model(
 def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any]:
     """Write the bundle of a checkpoint (`*.safetensors` beside its `recipe.yaml` and `commit`) to the folder `out`.
     Raises as `export_model`."""
+    if not checkpoint.is_file():
+        raise ValueError(f"{checkpoint}: expected weights (*.safetensors), got no such file")
     recipe = read_recipe(checkpoint.parent / "recipe.yaml")
+    if recipe.task == "vlm":
+        raise ValueError(f"{checkpoint}: a model of pictures and words, of which no bundle can be made yet")
     task = TASKS[recipe.task]
     model = task.build_model(recipe)
     model.load_state_dict(load_file(checkpoint))

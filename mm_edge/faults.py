@@ -92,7 +92,8 @@ def add_fault_argument(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="faults",
         metavar="STREAM:KIND[=VALUE]@START[-END]",
-        help=f"what goes wrong, times in seconds: camera:freeze@2-5; kinds: {', '.join(KINDS)}; may be repeated",
+        help=f"what goes wrong, from and to in seconds: camera:freeze@2-5; kinds: {', '.join(KINDS)}; of these drop "
+        "takes a share (0.3), delay, jitter, skew and jump a time (200ms), noise a factor; may be repeated",
     )
 
 
@@ -240,12 +241,15 @@ class Finding:
     """What became of one fault. Times are since its start; None: never."""
 
     fault: str
+    began: bool = False
     detected_ms: float | None = None
     words: str | None = None  # in which it was told
     stopped_ms: float | None = None  # it took the robot's action away
     drove_without_ms: float | None = None  # the robot had an action, from the other streams
 
     def __str__(self) -> str:
+        if not self.began:
+            return f"{self.fault}: never began, it was over before"
         told = f"detected after {self.detected_ms:.0f} ms ({self.words})" if self.words else "not detected"
         did = [(self.stopped_ms, "stopped"), (self.drove_without_ms, "drove on without it")]
         did = sorted((ms, f"{what} after {ms:.0f} ms") for ms, what in did if ms is not None)
@@ -282,23 +286,26 @@ class FaultWatch:
         for i, (fault, finding) in enumerate(zip(self._faults, self.findings)):
             if fault.start_s <= t_s < fault.end_s + self._beyond_s:
                 suspects.add(fault.stream)
+                finding.began = True
                 if self._before[i] is None:
                     self._before[i] = self._said.get(fault.stream, set())
                 new = [text for text in said[fault.stream] if _words(text) not in (self._before[i] or ())]
-                self._follow(finding, round((t_s - fault.start_s) * 1e3, 1), output, fault.stream, new)
+                self._follow(finding, round((t_s - fault.start_s) * 1e3, 1), output, fault, new)
         false = {_words(text): text for stream in said.keys() - suspects for text in said[stream]}
         self.false_alarms += [text for words, text in false.items() if words not in self._alarms]
         self._alarms = set(false)
         self._said = {stream: set(map(_words, texts)) for stream, texts in said.items()}
         self._acted |= output.action is not None
 
-    def _follow(self, finding: Finding, since_ms: float, output: Output, stream: str, said: list[str]) -> None:
+    def _follow(self, finding: Finding, since_ms: float, output: Output, fault: Fault, said: list[str]) -> None:
+        stream = fault.stream
         if said and finding.detected_ms is None:
             finding.detected_ms, finding.words = since_ms, said[0]
         acts, because = output.action is not None, (f"{stream} ", "no sensor is present")
         if acts and not output.mask[stream] and finding.drove_without_ms is None:
             finding.drove_without_ms = since_ms
-        stopped = not acts and self._acted and any(text.startswith(because) for text in output.reasons)
+        due = since_ms < (fault.end_s - fault.start_s) * 1e3 and not output.mask[stream]
+        stopped = due and not acts and self._acted and any(text.startswith(because) for text in output.reasons)
         if stopped and finding.stopped_ms is None:
             finding.stopped_ms = since_ms
 

@@ -241,21 +241,24 @@ def read(
     """What a recording holds of the streams `specs`, in the order of log time, read as it is asked for.
 
     Reads what `RecordingWriter` wrote, and with `topics` (stream -> topic) any ROS 2 bag (MCAP, sqlite3; folder or
-    file) or ROS 1 bag. A message that is no sample of its stream is yielded as the SampleError that says why. Twists on
-    other topics are yielded as commands. Streams that were not recorded are absent.
+    file) or ROS 1 bag; where a recording knows its streams, they replace those that they name. A message that is no
+    sample of its stream is yielded as the SampleError that says why. Twists on other topics are yielded as commands.
+    Streams that were not recorded are absent.
 
     Raises RecordingError, naming the file, if it is missing, damaged or no recording, or one of `topics` is not in it.
     """
     path = Path(path)
     with named(path, "cannot be read"), _open(path) as bag:
         known = {_absolute(connection.topic) for connection in bag.connections}
-        streams = topics or _read_json(bag, META).get("streams")
+        told = _read_json(bag, META).get("streams") or {}
+        if not isinstance(told, Mapping) or not all(isinstance(topic, str) for topic in told.values()):
+            raise RecordingError(f"{path}: expected streams as a topic for each, got {str(told)[:60]}")
+        streams = {**told, **(topics or {})}
         if not streams:
             raise RecordingError(f"{path}: knows no streams, only topics: say which of {sorted(known)} is which stream")
-        if not isinstance(streams, Mapping) or not all(isinstance(topic, str) for topic in streams.values()):
-            raise RecordingError(f"{path}: expected streams as a topic for each, got {str(streams)[:60]}")
         by_topic = {_absolute(streams[spec.name]): spec for spec in specs if spec.name in streams}
-        if topics and (missing := sorted(by_topic.keys() - known)):
+        given = {_absolute(topic) for topic in (topics or {}).values()}
+        if missing := sorted(given & by_topic.keys() - known):
             raise RecordingError(f"{path}: has no topic {missing}; it has {sorted(known)}")
         if lost := _lost_topics(bag):
             raise RecordingError(f"{path}: damaged: lacks messages of {lost}")

@@ -201,6 +201,15 @@ def test_a_fault_that_stopped_the_robot_after_a_while():
     )
 
 
+def test_what_comes_after_a_fault_is_not_due_to_it():
+    watch = FaultWatch([parse_fault("camera:freeze@1-2"), parse_fault("camera:die@9")], T0)
+    for t_ms in (900, 1500):
+        watch.see(output(t_ms))
+    watch.see(output(2400, reasons=("no sensor is present",), camera=False))  # a pause in the recording
+    assert watch.findings[0].stopped_ms is None
+    assert str(watch.findings[1]) == "camera:die@9: never began, it was over before"
+
+
 def test_a_fault_that_went_unnoticed():
     watch = FaultWatch([parse_fault("imu:noise@1")], T0)
     watch.see(output(1500))

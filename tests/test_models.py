@@ -135,6 +135,14 @@ def test_a_sample_that_is_held_ages_until_it_is_absent():
     assert (weights > 0).tolist() == [True] * 5 + [False] * 2  # at 15 Hz it is older than 0.3 s at the sixth tick
 
 
+def test_what_is_not_finite_is_refused_unless_it_is_masked():
+    model, x = network({"wheels": WHEELS}), some(WHEELS, 2)
+    x[1, 0] = float("nan")
+    with pytest.raises(ValueError, match="wheels: expected finite numbers, or a mask"):
+        model({"wheels": x})
+    assert model({"wheels": x}, torch.tensor([[1.0], [0.0]])).output.isfinite().all()
+
+
 def test_maps_of_an_asked_camera_are_of_what_it_saw_last():
     model = network(ASKED)
     camera, text = some(ASKED["camera"], 1, 2), torch.tensor([[1, 2, 0, 0, 0, 0]])
@@ -243,6 +251,9 @@ def test_a_mask_or_dt_of_another_shape_is_refused(more, words):
         ("VISION", (16, 24), {}, r"VISION: expected an input_dim of \(channels, height, width\), got \(16, 24\)"),
         ("VISION", (3, 16, 24), {"preprocessing": "vit"}, "one of .*'resnet'.* got 'vit'"),
         ("VISION", (3, 16, 24), {"backbone": "lstm"}, "backbone: .* got 'lstm'"),
+        ("SENSOR", 3, {"spiking_units": 0}, "spiking_units: expected more than 0, got 0"),
+        ("SENSOR", 3, {"period_s": -1.0}, "period_s: expected more than 0, got -1.0"),
+        ("SENSOR", 3, {"num_spike_steps": 2.5}, "num_spike_steps: expected 0 or more, whole, got 2.5"),
         ("VISION", (3, 32, 32), {"preprocessing": "asked"}, "preprocessing 'asked' needs a TEXT"),
         ("VISION", (3, 24, 32), {"preprocessing": "asked"}, r"'asked': .*at least 25 pixels, got \(3, 24, 32\)"),
         ("VISION", (1, 32, 32), {"preprocessing": "asked"}, r"'asked': .*\(3, height, width\).* got \(1, 32, 32\)"),

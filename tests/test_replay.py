@@ -192,8 +192,9 @@ def test_the_command_writes_json_lines_and_the_same_ones_twice(tmp_path, path):
     assert log.splitlines()[0].startswith("camera: 20 admitted")
     assert "text: 1 admitted, 1 refused; 1 refused: text: expected words among the 3 the model knows, got" in log
     assert run_command(bundle.path, path, hash_seed="2") == (out, log)
-    only_imu, _ = run_command(bundle.path, path, "--topic", "imu=/imu")  # as for a bag of others
-    assert all(json.loads(line)["mask"]["camera"] is False for line in only_imu.splitlines())
+    assert run_command(bundle.path, path, "--topic", "imu=/imu") == (out, log)  # the others stay as they are
+    no_imu, _ = run_command(bundle.path, path, "--topic", "imu=/text")
+    assert [json.loads(line)["mask"]["imu"] for line in no_imu.splitlines()] == [False] * 21
 
 
 def test_the_command_replays_faults_and_tells_what_became_of_them(tmp_path, path):

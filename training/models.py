@@ -53,6 +53,11 @@ class ModalityEncoder(nn.Module):
         super().__init__()
         if config.backbone not in CELLS:
             raise ValueError(f"backbone: expected one of {list(CELLS)}, got {config.backbone!r}")
+        for size in ("encoder_dim", "liquid_units", "spiking_units", "period_s", "tau_s"):
+            if (value := getattr(config, size)) is not None and not value > 0:
+                raise ValueError(f"{size}: expected more than 0, got {value}")
+        if not isinstance(config.num_spike_steps, int) or config.num_spike_steps < 0:
+            raise ValueError(f"num_spike_steps: expected 0 or more, whole, got {config.num_spike_steps}")
         if not 0 < config.beta < 1:
             raise ValueError(f"beta: expected a share between 0 and 1, got {config.beta}")
         self.config, self.shape = config, config.shape
@@ -273,8 +278,9 @@ class MultiModalFusionNetwork(nn.Module):
 
         Args:
             inputs: by name (B, T, *input_dim), or (B, *input_dim): one sample, at the first tick, held until it is
-                max_age_s old; of sound also waveforms (B, [T,] channels, samples), (B, samples), float within [-1, 1]
-                or int16. What is not given is absent.
+                max_age_s old. Images are uint8 (h, w, 3), as a robot's, or float (3, h, w) as `nets.centred` makes them
+                of those, (x - 128) / 64; sound may also be waveforms (B, [T,] channels, samples), (B, samples), float
+                within [-1, 1] or int16. What is not given is absent.
             mask: (B, T, M) or (B, M), 1 where a modality is present; it is absent where it was not given. What is
                 absent is not looked at.
             dt: (B, T, 1) seconds between ticks; the nominal period.
@@ -283,6 +289,9 @@ class MultiModalFusionNetwork(nn.Module):
         """
         inputs = {name: self._channels(name, x) for name, x in inputs.items()}
         lanes, ticks, one = self._sizes(inputs)
+        for name, x in inputs.items():
+            if mask is None and x.is_floating_point() and not x.isfinite().all():
+                raise ValueError(f"{name}: expected finite numbers, or a mask that says where it is absent")
         _expect("mask", mask, (lanes, ticks, len(self.names)), (lanes, len(self.names)))
         _expect("dt", dt, (lanes, ticks, 1))
         batch = self._regular(inputs, lanes, ticks, mask, dt)

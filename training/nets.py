@@ -4,8 +4,8 @@
     features = net(x)                         # (N, net.features); a CameraNet also wants the command's token
 
 A sample is what the robot's preprocessing makes (see mm_edge/preprocess.py), or what users of torch expect: an image is
-uint8 (h, w, 3) or float (3, h, w), sound log-mel (channels + 1, bands, hops) or a waveform (channels, samples), float
-within [-1, 1] or int16.
+uint8 (h, w, 3), or float (3, h, w), which is taken as it is and so must be what `centred` makes of uint8; sound is log-mel
+(channels + 1, bands, hops) or a waveform (channels, samples), float within [-1, 1] or int16.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class ModalityConfig:
     """One modality of a model.
 
     Attributes:
-        input_dim: shape of one sample: (3, h, w); video (frames, 3, h, w); log-mel (channels + 1, bands, hops); text
-            (tokens,); sensor (n,); scan (2, beams); imu (rows, 7); points (n, 4); custom any. An int is (n,).
+        input_dim: shape of one sample: (3, h, w), of floats within [-2, 2], see `centred`; video (frames, 3, h, w);
+            log-mel (channels + 1, bands, hops); text (tokens,); sensor (n,); scan (2, beams); imu (rows, 7); points
+            (n, 4); custom any. An int is (n,).
         encoder_dim: features that the preprocessing net's are projected to; None: they are taken as they are.
         num_spike_steps: 1: one step of a leaky membrane that is carried from sample to sample, in real time; more: two
             layers of neurons over that many steps of each sample from rest, whose rates go on (training/spikes.py);

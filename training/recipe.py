@@ -85,6 +85,9 @@ def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
     recipe = make(Recipe, {**raw, "raw": raw}, path)
     if not recipe.rounds:
         raise ValueError(f"{path}: rounds: expected at least one")
+    for i, round_ in enumerate(recipe.rounds):
+        if round_.steps < 1 or round_.episodes < 0:
+            raise ValueError(f"{path}: rounds.{i}: expected steps above 0, episodes not below, got {round_}")
     return recipe
 
 

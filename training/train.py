@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.learning_rate=0.001")
     parser.add_argument("--out", type=Path, help="folder for episodes, logs and checkpoints (default: runs/RECIPE)")
     parser.add_argument("--data", type=Path, help="folder of the data to learn from; of drive: recordings")
-    parser.add_argument("--label", default="", metavar="TOPIC", help="commands to learn from recordings (cmd_vel)")
+    commands = "commands to learn from recordings (expert/cmd_vel, else cmd_vel)"
+    parser.add_argument("--label", default="", metavar="TOPIC", help=commands)
     parser.add_argument("--go-on", action="store_true", help="although some recordings are of no use")
     parser.add_argument("--modalities", nargs="+", default=[], help="streams to be used, by name or kind (all)")
     parser.add_argument("--fusion-strategy", choices=[strategy.value for strategy in FusionStrategy])

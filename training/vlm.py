@@ -98,6 +98,8 @@ def build_model(recipe: Recipe) -> VisionLanguageLearner:
     torch.manual_seed(recipe.seed)
     height, width, channels = recipe.streams[0].shape
     check_keys(recipe.model, SIZES, "model")
+    if empty := [r for r in recipe.rounds if r.episodes < 1]:
+        raise ValueError(f"rounds: expected episodes, which are scenes here, got {empty[0]}")
     return VisionLanguageLearner(
         image_size=(channels, height, width), text_vocab_size=len(words(recipe)),
         period_s=recipe.tick["period_ms"] / 1e3, **recipe.model,

@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
 def _over_ros(ros: Ros, args: argparse.Namespace) -> Report:
     progress = Progress(args.episodes)
     with free_domain() as domain, Nodes(ros, domain, args.out) as nodes:
+        print(f"To look on: export {nodes.where}", flush=True)
         nodes.start("watchdog_node")
         nodes.start("edge_node", {"bundle": args.bundle.resolve()})
         faults = {"faults": " ".join(map(str, args.faults))} if args.faults else {}

@@ -113,6 +113,7 @@ class Nodes:
         if ros.env.get("ROS_DISTRO") == "humble":
             local = {"ROS_LOCALHOST_ONLY": "1"}
         self.env = {**ros.env, **local, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+        self.where = " ".join(f"{name}={value}" for name, value in {"ROS_DOMAIN_ID": domain, **local}.items())
         self._logs = logs
         logs.mkdir(parents=True, exist_ok=True)
         self._children: dict[str, subprocess.Popen] = {}

@@ -35,6 +35,8 @@ from mm_edge.tape import MB, TURN_S, Tape, Topic
 from mm_edge_ros.node import STEADY, declare, run
 from mm_edge_ros.streams import message_class, topics, usual_offer
 
+SILENT_S = 3.0  # until it is told that nothing came
+
 
 class RecordNode(Node):
     def __init__(self):
@@ -85,6 +87,7 @@ class RecordNode(Node):
         print(f"{self._out}: recording until Ctrl-C", flush=True)
         self._look()
         self.create_timer(TURN_S, self._look, clock=STEADY)
+        self._silence = self.create_timer(SILENT_S, self._tell_silence, clock=STEADY)
 
     def _take(self, topic: Topic, data: bytes) -> None:
         arrival_ns = self.get_clock().now().nanoseconds
@@ -113,6 +116,13 @@ class RecordNode(Node):
         if sum(dropped.values()) > self._told:
             self._told = sum(dropped.values())
             self.get_logger().warning(f"the disk is too slow; messages dropped so far: {dropped}")
+
+    def _tell_silence(self) -> None:
+        self.destroy_timer(self._silence)
+        if not self._tape.counts:
+            domain = os.environ.get("ROS_DOMAIN_ID", "0")
+            topics = ", ".join(self._sources)
+            self.get_logger().warning(f"nothing came yet on {topics} in ROS domain {domain}")
 
     def destroy_node(self) -> None:
         """End the recording, and say what is in it. Status 1 if anything is wrong with it."""
