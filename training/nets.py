@@ -4,8 +4,8 @@
     features = net(x)                         # (N, net.features); a CameraNet also wants the command's token
 
 A sample is what the robot's preprocessing makes (see mm_edge/preprocess.py), or what users of torch expect: an image is
-uint8 (h, w, 3), or float (3, h, w), which is taken as it is and so must be what `centred` makes of uint8; sound is log-mel
-(channels + 1, bands, hops) or a waveform (channels, samples), float within [-1, 1] or int16.
+uint8 (h, w, 3), or float (3, h, w), which is taken as it is and so must be what `centred` makes of uint8; sound is
+log-mel (channels + 1, bands, hops) or a waveform (channels, samples), float within [-1, 1] or int16.
 """
 
 from __future__ import annotations
