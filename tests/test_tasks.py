@@ -242,6 +242,14 @@ def test_a_robot_of_your_own(tmp_path, capsys):
     pipeline = Pipeline(Bundle.read(tmp_path / "bundle"), "cpu")
     assert pipeline.bundle.outputs.action.names == ("shoulder", "elbow")
     assert list(pipeline.specs)[:2] == ["front_image_raw", "rear_image_raw"]
+    record(tmp_path / "bags" / "c")
+    capsys.readouterr()
+    arguments = ["robot", "--data", str(tmp_path / "bags"), "--bundle", str(tmp_path / "bundle"), "--json"]
+    assert evaluate.main([*arguments, "--only", "b", "--only", "c"]) == 0
+    scores = json.loads(capsys.readouterr().out)["recordings"]
+    b, c = scores["b"], scores["c"]
+    assert (b["learned"], c["learned"]) == (True, False) and b["ticks"] > 20
+    assert c["r2_previous"][0] > c["r2"][0] and c["mean_error"] == b["mean_error"]  # the same was recorded twice
 
 
 def test_recordings_with_errors_are_learned_from_only_if_told_to(tmp_path, capsys):

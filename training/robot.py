@@ -1,6 +1,7 @@
 """A robot of your own: imitation of the commands in your recordings.
 
     python -m training.train drive --data FOLDER_OF_RECORDINGS [--label TOPIC] [--go-on]
+    python -m training.evaluate robot --data FOLDER_OF_RECORDINGS --bundle MY_BUNDLE
 
 The recordings are checked first, and said what of them is wrong; with errors, training goes on with the rest only if
 told to. Streams, their rates and their statistics, the action and its limits are measured (training/recordings.py).
@@ -12,12 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mm_edge.bundle import Bundle
+from mm_edge.engine import load
 from mm_edge.manifest import Tick
 from mm_edge.preprocess import Vocabulary
 from training.batches import Batch, Lanes
@@ -26,6 +30,7 @@ from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe
 from training.recordings import Label, find, label_of, streams_of, survey, tables_of, tick_of, words_of
 from training.supervised import build, modalities, rate_loss
+from training.windows import inputs_at, r2
 
 TERMS = {"rates": 1.0}  # of spikes, which are to be neither silent nor always there
 
@@ -103,3 +108,30 @@ def loss(recipe: Recipe, model: RobotMultiSensorModel, batch: Batch, out: ModelR
     action = (error * weight).sum() / weight.sum().clamp(min=1)
     rates, spread = rate_loss(batch, out)
     return action + {**TERMS, **recipe.train.weights}["rates"] * spread, {"action": action, **rates}
+
+
+def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
+    """How near the model's actions come to the commands of each recording in the folder (or of those named): by
+    dimension the mean absolute error and R2; and R2 of the command before, as a prediction. "learned" is whether the
+    model learned by a recording of this name."""
+    action, data = bundle.outputs.action, bundle.training["data"]
+    assert action is not None, "a robot's bundle has an action"
+    label = Label(data["label"], *(getattr(action, key) for key in ("names", "units", "min", "max", "max_rate")))
+    recordings = {recording.path.name: recording for recording in find(folder)}
+    if unknown := set(only) - recordings.keys():
+        raise ValueError(f"{folder}: expected recordings among {sorted(recordings)}, got {sorted(unknown)}")
+    model, scores = load(bundle, "auto"), {}
+    for name in tqdm(only or sorted(recordings), "recordings", leave=False):
+        log = tables_of(
+            recordings[name], bundle.streams, label, bundle.tick, bundle.vocabulary, data["latency_ms"],
+            bundle.max_gap_ms,
+        )  # fmt: skip
+        said = np.array([model.step(inputs_at(log, tick)).values["action"][0, 0] for tick in range(len(log))])
+        known = log.labels["weight"][1:] * log.labels["weight"][:-1] > 0
+        true, before, said = log.labels["action"][1:][known], log.labels["action"][:-1][known], said[1:][known]
+        scores[name] = {
+            "learned": name in data["recordings"], "ticks": len(true), "names": list(label.names),
+            "mean_error": [round(float(e), 4) for e in np.abs(said - true).mean(0)] if len(true) else None,
+            "r2": r2(said, true), "r2_previous": r2(before, true),
+        }  # fmt: skip
+    return {"recordings": scores}

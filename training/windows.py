@@ -81,21 +81,23 @@ def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: Mode
 def predict(bundle: Bundle, log: Tables, ends: Sequence[int], ticks: int) -> np.ndarray:
     """(n, d): what the bundle says at the end of each window, having begun anew `ticks` ticks before."""
     model, said = load(bundle, "auto"), []
-    names = [spec.name for spec in bundle.streams]
     for end in tqdm(ends, "windows", leave=False):
-        begin = end - ticks
-        taken = log.newest[begin - 1] if begin else np.zeros(len(names), int)
-        for tick in range(begin, end):
-            fresh = {}
-            for j, name in enumerate(names):
-                if (newest := int(log.newest[tick, j])) > (log.newest[tick - 1, j] if tick else 0):
-                    steps = log.steps[name]
-                    reset = bool(steps.reset[newest - 1]) or newest - 1 == taken[j]
-                    fresh[name] = Fresh(steps.x[newest - 1], float(steps.dt[newest - 1]), reset)
-            inputs = ModelInputs(fresh, log.mask[tick], log.age[tick], float(log.dt[tick]), tick == begin)
-            values = model.step(inputs).values["values"]
+        for tick in range(end - ticks, end):
+            values = model.step(inputs_at(log, tick, end - ticks)).values["values"]
         said.append(values[0])
     return np.array(said, np.float32).reshape(len(ends), -1)
+
+
+def inputs_at(log: Tables, tick: int, begin: int = 0) -> ModelInputs:
+    """What a robot's model that began anew at the tick `begin` is given."""
+    taken = log.newest[begin - 1] if begin else np.zeros(len(log.steps), int)
+    fresh = {}
+    for j, (name, steps) in enumerate(log.steps.items()):
+        if (newest := int(log.newest[tick, j])) > (log.newest[tick - 1, j] if tick else 0):
+            reset = bool(steps.reset[newest - 1]) or newest - 1 == taken[j]
+            fresh[name] = Fresh(steps.x[newest - 1], float(steps.dt[newest - 1]), reset)
+    anew = tick == begin or bool(log.reset[tick])
+    return ModelInputs(fresh, log.mask[tick], log.age[tick], float(log.dt[tick]), anew)
 
 
 def r2(said: np.ndarray, true: np.ndarray, instead: np.ndarray | None = None) -> list[float] | None:
