@@ -135,6 +135,12 @@ def test_a_sample_that_is_held_ages_until_it_is_absent():
     assert (weights > 0).tolist() == [True] * 5 + [False] * 2  # at 15 Hz it is older than 0.3 s at the sixth tick
 
 
+def test_a_type_may_be_said_by_its_value():
+    assert ModalityConfig("vector", 3).type is ModalityType.SENSOR
+    with pytest.raises(ValueError, match=r"type: expected a ModalityType, or one of \['image', .*, got 'smell'"):
+        ModalityConfig("smell", 3)
+
+
 def test_what_is_not_finite_is_refused_unless_it_is_masked():
     model, x = network({"wheels": WHEELS}), some(WHEELS, 2)
     x[1, 0] = float("nan")

@@ -82,6 +82,13 @@ class ModalityConfig:
     period_s: float | None = None
     max_age_s: float = 0.3
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.type, ModalityType):
+            known = [kind.value for kind in ModalityType]
+            if self.type not in known:
+                raise ValueError(f"type: expected a ModalityType, or one of {known}, got {self.type!r}")
+            object.__setattr__(self, "type", ModalityType(self.type))
+
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.input_dim,) if isinstance(self.input_dim, int) else tuple(self.input_dim)
