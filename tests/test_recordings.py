@@ -586,7 +586,7 @@ def test_a_dimension_that_never_moves_costs_no_more_than_another():
     ones = torch.ones(1, 1)
     batch = SimpleNamespace(labels={"action": torch.zeros(1, 1, 2), "weight": ones}, valid=ones[..., None])
     out = SimpleNamespace(output=torch.full((1, 1, 2), 0.1), gates=ones, spikes={})
-    recipe = SimpleNamespace(action={"min": [0.0, 0.0], "max": [1.0, 0.0]})
+    recipe = SimpleNamespace(action={"min": [0.0, 0.0], "max": [1.0, 0.0]}, train=SimpleNamespace(weights={}))
     total, _ = loss(recipe, None, batch, out)
     assert total == pytest.approx(0.4 - 0.15 / 2)  # 0.1 of a quarter, less half of beta
 

@@ -86,8 +86,8 @@ def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
     if not recipe.rounds:
         raise ValueError(f"{path}: rounds: expected at least one")
     for i, round_ in enumerate(recipe.rounds):
-        if round_.steps < 1 or round_.episodes < 0:
-            raise ValueError(f"{path}: rounds.{i}: expected steps above 0, episodes not below, got {round_}")
+        if round_.steps < 0 or round_.episodes < 0:
+            raise ValueError(f"{path}: rounds.{i}: expected no steps and episodes below 0, got {round_}")
     return recipe
 
 
