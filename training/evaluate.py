@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         task = tasks.add_parser(name, help=f"see training/{name}.py")
         task.add_argument("--data", type=Path, required=True, help="folder of the data")
         task.add_argument("--bundle", type=Path, default=SHIPPED.parent / name)
-        task.add_argument("--only", action="append", default=[], help="a speaker, fold or log; may be repeated")
+        task.add_argument("--only", action="append", default=[], help="a speaker, log or recording; may be repeated")
         task.add_argument("--json", action="store_true", help="end with one JSON object")
     scenes = tasks.add_parser("vlm", help="pictures and words, see training/vlm.py")
     scenes.add_argument("--checkpoint", type=Path, required=True, help="the weights, beside their recipe.yaml")

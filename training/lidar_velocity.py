@@ -23,10 +23,10 @@ from training.real_data import LaserLog, read_carmen
 from training.recipe import Recipe
 from training.supervised import build_model, words
 from training.tables import Steps, Tables, build_tables
-from training.windows import TERMS, Change, Windows, loss, predict, r2, window_ends
+from training.windows import TERMS, Change, Windows, loss, r2, reference, scored
 from training.windows import exam as windows_of
 
-__all__ = ["TERMS", "build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
+__all__ = ["TERMS", "build_model", "evaluate", "exam", "loss", "reference", "score", "supply", "words"]
 
 MEASURES = {"linear": "R2 of the linear velocity", "angular": "R2 of the angular velocity"}
 
@@ -65,20 +65,13 @@ def mirrored(log: Tables) -> Tables:
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """R2 of each log of the folder (or of those named): [linear, angular]; of the last velocity known before; and of
     the model, where 0 is as good as that."""
-    logs, ticks = read_carmen(folder), bundle.training["ticks"]
+    logs = read_carmen(folder)
     if unknown := set(only) - logs.keys():
         raise ValueError(f"{folder}: expected logs among {sorted(logs)}, got {sorted(unknown)}")
     scores = {}
     for name in only or logs:
         log = tables_of(logs[name], bundle.streams, bundle.tick.period_ms / 1e3, bundle.max_gap_ms)
-        ends = window_ends(log, ticks)
-        newest = np.array(ends, int) - 1
-        true, previous = log.labels["target"][newest], log.labels["previous"][newest]
-        said = predict(bundle, log, ends, ticks)
-        scores[name] = {
-            "windows": len(ends), "r2": r2(said, true), "r2_previous": r2(previous, true),
-            "r2_over_previous": r2(said, true, previous),
-        }  # fmt: skip
+        scores[name] = scored(bundle, log)
     return {"logs": scores}
 
 
@@ -97,8 +90,3 @@ def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
 def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
     """said (n, 2), labels (n, ...) -> each of MEASURES."""
     return dict(zip(MEASURES, r2(said, labels["target"]) or ()))
-
-
-def reference(labels: dict[str, np.ndarray]) -> np.ndarray:
-    """The last velocity that was known."""
-    return labels["previous"]

@@ -23,10 +23,10 @@ from training.real_data import Tub, read_donkey
 from training.recipe import Recipe
 from training.supervised import build_model, words
 from training.tables import Tables, build_tables
-from training.windows import TERMS, Change, Windows, loss, predict, r2, window_ends
+from training.windows import TERMS, Change, Windows, loss, r2, reference, scored
 from training.windows import exam as windows_of
 
-__all__ = ["TERMS", "build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
+__all__ = ["TERMS", "build_model", "evaluate", "exam", "loss", "reference", "score", "supply", "words"]
 
 MEASURES = {"steering": "R2 of the steering"}
 
@@ -58,18 +58,11 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     at the frame before, as a prediction; and of the model, where 0 is as good as that."""
     if only:
         raise ValueError(f"{folder}: one drive, in which there is nothing to choose, got {only}")
-    tub, ticks, learned = read_donkey(folder), bundle.training["ticks"], bundle.training["data"]["learned"]
+    tub, learned = read_donkey(folder), bundle.training["data"]["learned"]
     scores = {}
     for what, part in (("whole", (0.0, 1.0)), ("not_learned", (learned, 1.0))):
         log = tables_of(tub, bundle.streams, bundle.tick.period_ms / 1e3, bundle.max_gap_ms, part)
-        ends = window_ends(log, ticks)
-        newest = np.array(ends, int) - 1
-        true, previous = log.labels["target"][newest], log.labels["previous"][newest]
-        said = predict(bundle, log, ends, ticks)
-        scores[what] = {
-            "windows": len(ends), "r2": r2(said, true), "r2_previous": r2(previous, true),
-            "r2_over_previous": r2(said, true, previous),
-        }  # fmt: skip
+        scores[what] = scored(bundle, log)
     return scores
 
 
@@ -83,8 +76,3 @@ def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
 def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
     """said (n, 1), labels (n, ...) -> each of MEASURES."""
     return dict(zip(MEASURES, r2(said, labels["target"]) or ()))
-
-
-def reference(labels: dict[str, np.ndarray]) -> np.ndarray:
-    """The steering at the frame before."""
-    return labels["previous"]

@@ -1,10 +1,10 @@
 """Pictures and words: what a robot sees, said, asked and found again.
 
     model = VisionLanguageModel((3, 96, 128), text_vocab_size=60, fusion_dim=128)
-    seen = model.encode_image(frames)                        # a picture's tokens and its embedding
-    model.encode_text(texts) @ seen.embedding.T           # how well each text fits each picture
-    model.generate(seen, model.begin(len(frames)))       # captions, word by word
-    model.generate(seen, questions)                      # answers: a question ends with ASK
+    seen = model.encode_image(frames)                   # a picture's cells and its embedding
+    model.encode_text(texts) @ seen.embedding.T         # how well each text fits each picture
+    model.generate(seen, model.begin(len(frames)))      # captions, word by word
+    model.generate(seen, questions)                     # answers: a question ends with "ask"
 
 The picture is a grid of cells; what is remembered across frames and what the embedding is made of passes spikes and a
 liquid cell. Captions and answers come from one decoder that attends to the cells.

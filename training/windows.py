@@ -88,6 +88,25 @@ def predict(bundle: Bundle, log: Tables, ends: Sequence[int], ticks: int) -> np.
     return np.array(said, np.float32).reshape(len(ends), -1)
 
 
+def scored(bundle: Bundle, log: Tables) -> dict[str, Any]:
+    """R2 of the bundle at every window of a log; of what was known last ("previous" of the labels), as a prediction;
+    and of the bundle, where 0 is as good as that."""
+    ticks = bundle.training["ticks"]
+    ends = window_ends(log, ticks)
+    newest = np.array(ends, int) - 1
+    true, previous = log.labels["target"][newest], log.labels["previous"][newest]
+    said = predict(bundle, log, ends, ticks)
+    return {
+        "windows": len(ends), "r2": r2(said, true), "r2_previous": r2(previous, true),
+        "r2_over_previous": r2(said, true, previous),
+    }  # fmt: skip
+
+
+def reference(labels: dict[str, np.ndarray]) -> np.ndarray:
+    """What was known last."""
+    return labels["previous"]
+
+
 def inputs_at(log: Tables, tick: int, begin: int = 0) -> ModelInputs:
     """What a robot's model that began anew at the tick `begin` is given."""
     taken = log.newest[begin - 1] if begin else np.zeros(len(log.steps), int)
