@@ -39,7 +39,7 @@ def test_a_picture_and_a_text_give_logits_embeddings_and_attention():
 @pytest.mark.parametrize(
     ("image", "text", "why"),
     [
-        ((2, 3, 32, 40), (2, 5), r"image: expected \(batch, \[time,\] 3, 32, 48\), got \(2, 1, 3, 32, 40\)"),
+        ((2, 3, 32, 40), (2, 5), r"image: expected \(batch, \[time,\] 3, 32, 48\), got a frame of \(3, 32, 40\)"),
         ((2, 3, 32, 48), (2, 13), r"text: expected \(2, up to 12\) tokens, got \(2, 13\)"),
         ((2, 3, 32, 48), (3, 5), r"text: expected \(2, up to 12\) tokens, got \(3, 5\)"),
     ],

@@ -107,7 +107,10 @@ class VisionLanguageModel(nn.Module):
         self, frames: Tensor, state: tuple[Tensor, Tensor] | None = None, dt: Tensor | None = None
     ) -> ImageCode:
         """frames (B, [T,] 3, h, w) float or (B, [T,] h, w, 3) uint8, dt (B, T, 1) seconds since the frame before."""
-        return self.image(frames if frames.dim() == 5 else frames[:, None], state, dt)
+        frames = frames if frames.dim() == 5 else frames[:, None]
+        cells, current = self.image.look(frames.flatten(0, 1))
+        last = cells.unflatten(0, frames.shape[:2])[:, -1]
+        return self.image.remember(last, current.unflatten(0, frames.shape[:2]), state, dt)
 
     def encode_text(self, texts: Tensor) -> Tensor:
         """texts int64 (B, L) -> (B, dim), of length 1."""
@@ -203,32 +206,46 @@ class ImageEncoder(nn.Module):
         self.current = nn.Sequential(nn.Linear(self.QUERIES * dim, spiking_units), nn.LayerNorm(spiking_units))
         nn.init.constant_(self.current[1].bias, 0.4)
         self.lif, self.liquid = LIF(spiking_units, tau_s), CfC(spiking_units, liquid_units, period_s)
-        self.remember = nn.Linear(liquid_units, dim)
+        self.memory = nn.Linear(liquid_units, dim)
         self.embedding = nn.Linear(liquid_units, dim)
 
     @property
     def units(self) -> int:
         return self.liquid.units
 
-    def forward(self, frames: Tensor, state: tuple[Tensor, Tensor] | None, dt: Tensor | None) -> ImageCode:
-        batch, ticks = frames.shape[:2]
+    def look(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """frames (B, 3, h, w) float or (B, h, w, 3) uint8 -> cells (B, N, dim), current into the spikes (B, units)."""
         want = [self.size, (*self.size[1:], self.size[0])][frames.dtype == torch.uint8]
-        if tuple(frames.shape[2:]) != want:
-            raise ValueError(f"image: expected (batch, [time,] {', '.join(map(str, want))}), got {tuple(frames.shape)}")
-        grid = self.conv(centred(frames.flatten(0, 1)))
+        if tuple(frames.shape[1:]) != want:
+            raise ValueError(
+                f"image: expected (batch, [time,] {', '.join(map(str, want))}), got a frame of {tuple(frames.shape[1:])}"
+            )
+        grid = self.conv(centred(frames))
         grid = F.relu(grid + F.interpolate(self.context(grid), size=self.grid))
-        cells = self.norm(grid.float().flatten(2).transpose(1, 2) + self.place)  # (B T, N, dim)
+        cells = self.norm(grid.float().flatten(2).transpose(1, 2) + self.place)
         looked = (self.query @ cells.transpose(1, 2) * cells.shape[-1] ** -0.5).softmax(-1)
-        current = self.current((looked @ self.value(cells)).flatten(1)).float().view(batch, ticks, -1)
+        return cells, self.current((looked @ self.value(cells)).flatten(1)).float()
+
+    def remember(
+        self,
+        cells: Tensor,
+        current: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+        dt: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> ImageCode:
+        """cells (B, N, dim) of the last frame, current (B, T, units) of all; dt (B, T, 1) seconds; where `keep`
+        (B, T, 1) is False there was no frame."""
+        batch = len(current)
         dt = torch.full_like(current[..., :1], self.period_s) if dt is None else dt
         v, h = state or (current.new_zeros(batch, self.lif.units), current.new_zeros(batch, self.units))
-        keep = torch.ones_like(dt, dtype=torch.bool)
-        with torch.autocast(frames.device.type, enabled=False):
-            spikes, v = self.lif.scan(current, v, dt, keep, ~keep)
-            _, h = self.liquid.scan(spikes, h, dt, keep, ~keep)
-        last = cells.view(batch, ticks, *cells.shape[1:])[:, -1]
-        cells = torch.cat([last, self.remember(h)[:, None]], 1)
-        return ImageCode(cells, F.normalize(self.embedding(h).float(), dim=-1), spikes, (v, h))
+        keep = torch.ones_like(dt, dtype=torch.bool) if keep is None else keep
+        never = torch.zeros_like(keep)
+        with torch.autocast(current.device.type, enabled=False):
+            spikes, v = self.lif.scan(current, v, dt, keep, never)
+            _, h = self.liquid.scan(spikes, h, dt, keep, never)
+        embedding = F.normalize(self.embedding(h).float(), dim=-1)
+        return ImageCode(torch.cat([cells, self.memory(h)[:, None]], 1), embedding, spikes, (v, h))
 
 
 class Block(nn.Module):

@@ -79,7 +79,7 @@ class VisionLanguageLearner(VisionLanguageModel):
 
     def scan(self, batch: Batch, state: ModelState) -> tuple[VlmResult, ModelState]:
         label = {name: value[:, 0] for name, value in batch.labels.items()}
-        seen = self.encode_image(label["image"])
+        seen = self._after_others(label["image"])
         texts = self.encode_text(torch.cat([label["text"], label["wrong"]]))
         right, wrong = texts.chunk(2)
         cells = self.aux["cells"](seen.cells[:, :-1]).transpose(1, 2)
@@ -88,6 +88,17 @@ class VisionLanguageLearner(VisionLanguageModel):
             seen, right, wrong, self.decode(label["caption"], seen), self.decode(label["question"], seen),
             self.to_logits(self.text_states(label["hidden"])), cells, {}, spikes,
         ), state  # fmt: skip
+
+
+    def _after_others(self, frames: Tensor) -> ImageCode:
+        """Pictures as a robot comes to see them: some at once, some after another one or for the second time, and not
+        by the clock. Frames cost, what is remembered of them does not: so each stands in for others' past, too."""
+        cells, current = self.image.look(frames)
+        past = torch.stack([current.roll(1, 0), current, current], 1)
+        seen = torch.rand_like(past[..., :1]) < 0.5
+        seen[:, -1] = True
+        periods = 2.0 ** (4 * torch.rand_like(past[..., :1]) - 1)  # a half to eight
+        return self.image.remember(cells, past, dt=self.period_s * periods, keep=seen)
 
 
 def words(recipe: Recipe) -> list[str]:
@@ -189,7 +200,7 @@ class Scenes:
             ("text", "hidden"),
             ("wrong",),
             ("caption", "look"),
-            ("question",),
+            ("question", "search"),
         ):  # no longer than they need be
             longest = int((labels[names[0]] != PADDING).sum(-1).max())
             labels |= {name: labels[name][..., :longest] for name in names}
@@ -216,17 +227,14 @@ class Scenes:
         question = asked[rng.integers(len(asked))]
         tokens, spoken = texts.tokens(caption), texts.caption(caption)
         hidden = [texts.hidden if rng.random() < HIDDEN else token for token in tokens]
-        look = [-1] * (len(spoken) - 1)  # of each token but the last, the thing that the next token is the shape of
-        for k, (colour, word) in enumerate(itertools.pairwise(caption.replace(",", "").split())):
-            for j, thing in enumerate(things):
-                if colour == thing.colour and SHAPE_OF.get(word) == thing.shape:
-                    look[k + 1] = int(order[j])
         said = texts.question(question.text, question.answer)
+        at = {name: int(order[j]) for j, name in enumerate(thing.name for thing in things)}
+        look, search = ([at.get(name, -1) for name in shapes_after(text)] for text in (caption, question.text))
         return {
             "image": np.ascontiguousarray(image),
             "text": self._padded(tokens), "wrong": self._padded(texts.tokens(spoilt(caption, things, rng))),
             "caption": self._padded(spoken), "look": self._padded(look, -1),
-            "question": self._padded(said), "asked": np.int64(said.index(texts.ask)),
+            "question": self._padded(said), "search": self._padded(search, -1), "asked": np.int64(said.index(texts.ask)),
             "hidden": self._padded(hidden),
             "names": np.int64(zlib.crc32(" ".join(sorted(thing.name for thing in things)).encode())),
             "shares": cells.reshape(THINGS, -1), "cell": np.stack(self._filled(cells, kind)),
@@ -250,6 +258,12 @@ class Scenes:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rng.bit_generator.state = state["rng"]
+
+
+def shapes_after(text: str) -> list[str]:
+    """For each token from the begin on: the object, such as "red ball", of which the next word is the shape, or ""."""
+    said = ["", *text.replace(",", "").split(), ""]
+    return [f"{a} {SHAPE_OF[b]}" if a in COLOURS and b in SHAPE_OF else "" for a, b in itertools.pairwise(said)]
 
 
 def spoilt(caption: str, things: tuple[Seen, ...], rng: np.random.Generator) -> str:
@@ -305,7 +319,10 @@ def loss(
         "match": (F.cross_entropy(by_text, own) + F.cross_entropy(spoilt_too, own)) / 2,
         "hidden": _guessed(out.hidden, label["text"], label["hidden"]),
         "cells": (wrong * weight).sum() / weight.sum(),
-        "look": _looked(out.caption.attention[-1][:, 0], label["look"], label["shares"]),
+        "look": (
+            _looked(out.caption.attention[-1][:, 0], label["look"], label["shares"])
+            + _looked(out.answer.attention[-1][:, 0], label["search"], label["shares"])
+        ),
     }
     total = sum({**TERMS, **recipe.train.weights}[name] * part for name, part in parts.items())
     return total, {**parts, "rate": out.seen.spikes.mean()}
@@ -378,13 +395,12 @@ def score(model: VisionLanguageModel, shown: list[Scene], distinct: int = 100) -
 
 def _hits(model: VisionLanguageModel, texts: Texts, seen: ImageCode, scene: Scene) -> list[bool]:
     """For each object of the first caption, whether the decoder looked at it as it said its shape."""
-    said = scene.captions[0].replace(",", "").split()
     tokens = torch.tensor([texts.caption(scene.captions[0])])
     looked = model.decode(tokens, seen).attention[-1][0, 0, :, :-1].unflatten(-1, model.image.grid).numpy()
     hits, (height, width) = [], scene.image.shape[:2]
-    for k, (colour, word) in enumerate(itertools.pairwise(said)):
-        for thing in scene.things:
-            if colour == thing.colour and SHAPE_OF.get(word) == thing.shape:
-                drawn = cv2.resize(looked[k + 1], (width, height), interpolation=cv2.INTER_CUBIC)  # as the overlay
-                hits.append(pointing_game(drawn, thing.mask))
+    masks = {thing.name: thing.mask for thing in scene.things}
+    for weights, name in zip(looked, shapes_after(scene.captions[0])):
+        if name in masks:
+            drawn = cv2.resize(weights, (width, height), interpolation=cv2.INTER_CUBIC)  # as the overlay
+            hits.append(pointing_game(drawn, masks[name]))
     return hits
