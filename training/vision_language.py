@@ -217,9 +217,8 @@ class ImageEncoder(nn.Module):
         """frames (B, 3, h, w) float or (B, h, w, 3) uint8 -> cells (B, N, dim), current into the spikes (B, units)."""
         want = [self.size, (*self.size[1:], self.size[0])][frames.dtype == torch.uint8]
         if tuple(frames.shape[1:]) != want:
-            raise ValueError(
-                f"image: expected (batch, [time,] {', '.join(map(str, want))}), got a frame of {tuple(frames.shape[1:])}"
-            )
+            sizes = ", ".join(map(str, want))
+            raise ValueError(f"image: expected (batch, [time,] {sizes}), got a frame of {tuple(frames.shape[1:])}")
         grid = self.conv(centred(frames))
         grid = F.relu(grid + F.interpolate(self.context(grid), size=self.grid))
         cells = self.norm(grid.float().flatten(2).transpose(1, 2) + self.place)

@@ -89,7 +89,6 @@ class VisionLanguageLearner(VisionLanguageModel):
             self.to_logits(self.text_states(label["hidden"])), cells, {}, spikes,
         ), state  # fmt: skip
 
-
     def _after_others(self, frames: Tensor) -> ImageCode:
         """Pictures as a robot comes to see them: some at once, some after another one or for the second time, and not
         by the clock. Frames cost, what is remembered of them does not: so each stands in for others' past, too."""
@@ -234,8 +233,8 @@ class Scenes:
             "image": np.ascontiguousarray(image),
             "text": self._padded(tokens), "wrong": self._padded(texts.tokens(spoilt(caption, things, rng))),
             "caption": self._padded(spoken), "look": self._padded(look, -1),
-            "question": self._padded(said), "search": self._padded(search, -1), "asked": np.int64(said.index(texts.ask)),
-            "hidden": self._padded(hidden),
+            "question": self._padded(said), "search": self._padded(search, -1),
+            "asked": np.int64(said.index(texts.ask)), "hidden": self._padded(hidden),
             "names": np.int64(zlib.crc32(" ".join(sorted(thing.name for thing in things)).encode())),
             "shares": cells.reshape(THINGS, -1), "cell": np.stack(self._filled(cells, kind)),
         }  # fmt: skip
