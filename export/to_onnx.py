@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from export import language
+from export.graph import MAX_ERROR, Session, export_graph, finite
 from mm_edge.bundle import write_bundle
 from mm_edge.engine import golden
 from mm_edge.engine.part import Fresh, ModelInputs
-from mm_edge.errors import EdgeError, EngineError, MissingDependency
+from mm_edge.errors import EdgeError, EngineError
 from mm_edge.manifest import GOLDEN, VOCABULARY
 from mm_edge.types import StreamSpec
 from training.models import ModalityEncoder, MultiModalFusionNetwork
@@ -37,10 +36,10 @@ from training.nets import SCAN_RANGE_MAX_M, ModalityConfig, ModalityType
 from training.recipe import read_recipe
 from training.runner import step
 from training.train import TASKS
+from training.vision_language import VisionLanguageModel
 
-OPSET = 20
 PARITY_TICKS, GOLDEN_TICKS = 400, 8
-MAX_ERROR, MAX_SPIKE_DISAGREEMENT = 1e-4, 1e-4
+MAX_SPIKE_DISAGREEMENT = 1e-4
 MAX_ERROR_AFTER_A_FLIP = 0.02  # a membrane at its threshold to the last bit may fire on one side alone
 
 
@@ -60,7 +59,7 @@ class EncoderPart(nn.Module):
         h, spikes, state = self.encoder.step(features, state._replace(clip=clip), dt)
         rates = (spikes,) if has_rates(self.encoder) else ()
         after = [getattr(state, name) for name in self.carried]
-        return h, *looked, *rates, *after, _finite(*after)
+        return h, *looked, *rates, *after, finite(*after)
 
 
 def carried(encoder: ModalityEncoder) -> dict[str, Tensor]:
@@ -87,12 +86,7 @@ class FusionPart(nn.Module):
         said = self.model.act(self.model.head(h))
         if self.classes:
             said = said.softmax(-1)
-        return said[:, None] if self.output == "action" else said, gates, h, _finite(h, said)
-
-
-def _finite(*tensors: Tensor) -> Tensor:
-    """(1,): 1 if all are finite. No comparison with NaN or infinity is true."""
-    return (sum(t.abs().sum() for t in tensors) < 1e30).float().view(1)
+        return said[:, None] if self.output == "action" else said, gates, h, finite(h, said)
 
 
 def export_parts(
@@ -126,7 +120,7 @@ def export_parts(
                 outputs = [*outputs, "rates"]
             part = EncoderPart(encoder)
         file = f"{name or 'fusion'}.onnx"
-        files[file] = _export(part, args, inputs, [*outputs, *(f"{s}_out" for s in state), "ok"])
+        files[file] = export_graph(part, args, inputs, [*outputs, *(f"{s}_out" for s in state), "ok"])
         shapes = {k: list(v.shape) for k, v in state.items()}
         parts.append({"name": name or "fusion", "file": file, "stream": name, "state": shapes, "uses": uses})
     return files, parts
@@ -135,24 +129,6 @@ def export_parts(
 def asked(model: MultiModalFusionNetwork) -> str | None:
     """The stream whose attention is shown."""
     return next((name for name, encoder in model.encoders.items() if encoder.asks), None)
-
-
-def _export(part: nn.Module, args: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> bytes:
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # it misses torchvision
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        program = torch.onnx.export(
-            part.eval(), args, input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=True, verbose=False
-        )
-    assert program is not None
-    for value in program.model.graph.outputs:  # what each value was in torch is of no use on a robot
-        value.metadata_props.clear()
-    for node in program.model.graph:
-        node.metadata_props.clear()
-        node.doc_string = None
-    buffer = io.BytesIO()
-    program.save(buffer)
-    return buffer.getvalue()
 
 
 def random_inputs(streams: Sequence[StreamSpec], words: int, period_s: float, ticks: int) -> list[ModelInputs]:
@@ -193,13 +169,7 @@ def parity(
     starts anew), the share of spikes that differ and each stream's spike rate; and some ticks from where all state
     starts anew in the midst of a drive, with their outputs.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingDependency("comparing torch with ONNX Runtime", "onnxruntime", "ort") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    sessions = {p["name"]: onnxruntime.InferenceSession(files[p["file"]], options) for p in parts}
+    sessions = {p["name"]: Session(files[p["file"]]) for p in parts}
     state, memory = model.zero_state(1), _Memory(model, parts, output)
     worst, flips, neurons, trace = {False: 0.0, True: 0.0}, 0, 0, []
     flipped = False
@@ -257,7 +227,7 @@ class _Memory:
         self.state = {p["name"]: {k: np.zeros(s, np.float32) for k, s in p["state"].items()} for p in self.parts}
         self.held: dict[str, np.ndarray] = {}
 
-    def step(self, sessions: dict[str, Any], inputs: ModelInputs) -> dict[str, np.ndarray]:
+    def step(self, sessions: dict[str, Session], inputs: ModelInputs) -> dict[str, np.ndarray]:
         if inputs.reset:
             self.clear()
         for part in self.parts:
@@ -275,8 +245,7 @@ class _Memory:
                 owner = self.model.encoders[source.split(".")[0]]
                 feeds[key] = self.held.get(source, np.zeros((1, owner.units), np.float32))
             feeds |= {f"{k}_in": v for k, v in self.state[name].items()}
-            names = [o.name for o in sessions[name].get_outputs()]
-            values = dict(zip(names, sessions[name].run(None, feeds)))
+            values = sessions[name](**feeds)
             self.state[name] = {k: values[f"{k}_out"] for k in part["state"]}
             self.held |= {f"{name}.{k}": v for k, v in values.items()}
         said = {self.output: self.held[f"fusion.{self.output}"], "gates": self.held["fusion.gates"]}
@@ -383,25 +352,26 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
     if not checkpoint.is_file():
         raise ValueError(f"{checkpoint}: expected weights (*.safetensors), got no such file")
     recipe = read_recipe(checkpoint.parent / "recipe.yaml")
-    if recipe.task == "vlm":
-        raise ValueError(f"{checkpoint}: a model of pictures and words, of which no bundle can be made yet")
     task = TASKS[recipe.task]
     model = task.build_model(recipe)
     model.load_state_dict(load_file(checkpoint))
-    commit = (checkpoint.parent / "commit").read_text()
-    return export_model(
-        model, recipe.streams, out, {"action": recipe.action} if recipe.action else {"values": recipe.values},
-        task=recipe.task, tick=recipe.tick, max_gap_ms=recipe.max_gap_ms, words=task.words(recipe),
-        ticks=task.rehearsal(recipe, PARITY_TICKS) if hasattr(task, "rehearsal") else None,
-        training={
-            "recipe": recipe.task, "seed": recipe.seed, "commit": commit, "ticks": recipe.train.ticks,
+    same: dict[str, Any] = {
+        "task": recipe.task, "max_gap_ms": recipe.max_gap_ms, "words": task.words(recipe), "scores": scores,
+        "training": {
+            "recipe": recipe.task, "seed": recipe.seed, "commit": (checkpoint.parent / "commit").read_text(),
+            "ticks": recipe.train.ticks,
             "data": {  # nobody's folders
                 key: [Path(path).name for path in value] if key == "recordings" else value
                 for key, value in recipe.data.items() if key != "folder"
             },
         },
-        scores=scores,
-        card=Path(__file__).parents[1] / "training" / "recipes" / f"{recipe.task}.md",
+        "card": Path(__file__).parents[1] / "training" / "recipes" / f"{recipe.task}.md",
+    }  # fmt: skip
+    if isinstance(model, VisionLanguageModel):
+        return language.export_vision_language(model, recipe.streams[0], out, tick=recipe.tick, **same)
+    return export_model(
+        model, recipe.streams, out, {"action": recipe.action} if recipe.action else {"values": recipe.values},
+        tick=recipe.tick, ticks=task.rehearsal(recipe, PARITY_TICKS) if hasattr(task, "rehearsal") else None, **same,
     )  # fmt: skip
 
 

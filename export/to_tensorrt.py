@@ -32,7 +32,7 @@ def build_rtx(onnx: bytes) -> bytes:
 def build_parts(bundle: Bundle, build: Callable[[bytes], bytes]) -> dict[str, int]:
     """Build all parts with a progress bar; the engines' sizes in bytes. Raises EngineError, naming the file."""
     sizes = {}
-    for part in (bar := tqdm(bundle.parts, unit="part")):
+    for part in (bar := tqdm(bundle.graphs(), unit="part")):
         bar.set_description(part.file)
         started = time.perf_counter()
         try:

@@ -19,6 +19,7 @@ import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,15 +149,68 @@ def _check_graphs(folder: Path, manifest: Manifest, contents: dict[str, bytes]) 
         _expect_tensors(folder / part.file, "outputs", carried, given)
         outputs |= {f"{part.name}.{n}": t for n, t in signature.outputs.items() if n not in carried}
 
+    if manifest.language:
+        _check_language(folder, manifest, contents, outputs, source)
     for name, ref in manifest.outputs.sources().items():
         info = source(ref, f"outputs.{name}")
         named = {"action": manifest.outputs.action, "values": manifest.outputs.values}.get(name)
         last = len(named.names) if named else m[1] if name == "gates" else None
-        dims = 2 if name in ("gates", "values") else 3
+        dims = 2 if name in ("gates", "values", "embedding") else 3
         if info.dtype != "float32" or info.shape[0] != 1 or len(info.shape) != dims:
             raise BundleError(f"{folder / MANIFEST}: {ref} cannot be the {name}: it is {info}")
         if last not in (None, info.shape[-1]):
             raise BundleError(f"{folder / MANIFEST}: {ref} has {info.shape[-1]} values for the {name}, expected {last}")
+
+
+def _check_language(
+    folder: Path,
+    manifest: Manifest,
+    contents: dict[str, bytes],
+    outputs: dict[str, TensorInfo],
+    source: Callable[[str, str], TensorInfo],
+) -> None:
+    """What the text's graph gives is added to `outputs`, for the decoder to use."""
+    language, number = manifest.language, TensorInfo("int64", (1,))
+    assert language is not None
+    if text := language.text:
+        signature = _signature(folder / text.file, contents[text.file])
+        want = {"tokens": TensorInfo("int64", (1, text.length))}
+        want |= {name: source(ref, f"language.text.{name}") for name, ref in text.uses.items()}
+        _expect_tensors(folder / text.file, "inputs", want, signature.inputs)
+        outputs |= {f"text.{name}": info for name, info in signature.outputs.items()}
+        if manifest.outputs.embedding and "embedding" in signature.outputs:
+            image = source(manifest.outputs.embedding.source, "outputs.embedding")
+            _expect_tensors(
+                folder / text.file, "outputs", {"embedding": image}, {"embedding": signature.outputs["embedding"]}
+            )
+    if decoder := language.decoder:
+        signature = _signature(folder / decoder.file, contents[decoder.file])
+        path, info = folder / decoder.file, signature.inputs.get("keys", TensorInfo("float32", ()))
+        if len(info.shape) != 4 or info.shape[3] != decoder.length:
+            raise BundleError(f"{path}: inputs 'keys': expected (layers, heads, d, {decoder.length}), got {info}")
+        layers, heads, d, n = info.shape
+        want = {
+            "token": number, "place": number, "keys": TensorInfo("float32", (layers, heads, d, n)),
+            "values": TensorInfo("float32", (layers, heads, n, d)), "mask": TensorInfo("float32", (n,)),
+        }  # fmt: skip
+        want |= {name: source(ref, f"language.decoder.{name}") for name, ref in decoder.uses.items()}
+        if decoder.rows:
+            rows = source(decoder.rows, "language.decoder.rows")
+            if len(rows.shape) != 3:
+                raise BundleError(f"{folder / MANIFEST}: language.decoder.rows: expected (1, n, D), got {rows}")
+            want["row"] = TensorInfo("float32", (1, rows.shape[2]))
+        _expect_tensors(path, "inputs", want, signature.inputs)
+        given = {name: info for name, info in signature.outputs.items() if name not in ("logits", "attention")}
+        own = TensorInfo("float32", (layers, heads, d))
+        _expect_tensors(path, "outputs", {"key": own, "value": own}, given)
+        tokens = signature.outputs.get("logits", own)
+        if tokens.dtype != "float32" or len(tokens.shape) != 2 or tokens.shape[0] != 1:
+            raise BundleError(f"{path}: outputs 'logits': expected float32 (1, tokens), got {tokens}")
+        prompts = [t for pieces in decoder.prompts.values() for p in pieces if p[0].isdigit() for t in p.split()]
+        if max([decoder.end, *decoder.unsaid, *map(int, prompts)]) >= tokens.shape[1]:
+            raise BundleError(
+                f"{folder / MANIFEST}: language.decoder names tokens beyond the {tokens.shape[1]} there are"
+            )
 
 
 def _signature(path: Path, onnx: bytes) -> Signature:

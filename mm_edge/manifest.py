@@ -11,16 +11,18 @@ import math
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mm_edge.errors import BundleError
 from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S
-from mm_edge.types import KINDS, StreamSpec
+from mm_edge.types import FITS, KINDS, StreamSpec
 
 FORMAT = 1
-MANIFEST, GOLDEN, VOCABULARY = "manifest.json", "golden.npz", "vocabulary.json"
+MAX_TOKENS = 100_000  # of a prompt and what is said
+MANIFEST, GOLDEN, VOCABULARY, TOKENIZER = "manifest.json", "golden.npz", "vocabulary.json", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,70 @@ class ValuesSpec:
 
 
 @dataclass(frozen=True)
+class EmbeddingSpec:
+    source: str  # an output of shape (1, D), of length 1
+
+
+@dataclass(frozen=True)
 class OutputsSpec:
     action: ActionSpec | None = None
     attention: AttentionSpec | None = None
     gates: GatesSpec | None = None
     values: ValuesSpec | None = None
+    embedding: EmbeddingSpec | None = None
 
     def sources(self) -> dict[str, str]:
         """What the model puts out: "action" -> "fusion.action"."""
         specs = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: spec.source for name, spec in specs.items() if spec is not None}
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """The graph that reads a whole text. Takes `tokens` int64 (1, length), 0 behind the text, and what `uses` names as
+    a part's; gives an `embedding` (1, D) beside that of `outputs`, or what the decoder uses, or both."""
+
+    file: str
+    length: int
+    uses: dict[str, str]
+    begin: tuple[int, ...]  # tokens before and behind each text
+    end: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The graph that says what comes after a token. Takes `token` and its `place`, int64 (1,); of the tokens before it
+    `keys` (layers, heads, d, length), `values` (layers, heads, length, d) and a `mask` (length,), 0 where there is one
+    and else -1e9; and what `uses` names as a part's, or of the text as "text.name". Gives `logits` (1, tokens), its own
+    `key` and `value` (layers, heads, d), and maybe `attention` (1, rows, cols), over the image.
+
+    `rows`: an output (1, n, D) that is fed row by row where a prompt has an image: the graph then takes `row` (1, D),
+    too, and heeds it where the token is -1.
+    """
+
+    file: str
+    length: int
+    uses: dict[str, str]
+    rows: str | None
+    end: int  # the token that ends what is said
+    unsaid: tuple[int, ...]  # tokens that are never said
+    # Of "caption" and "question": each piece "question", "image" or tokens, such as "61 17".
+    prompts: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class LanguageSpec:
+    """What can be said about the stream's images, and asked."""
+
+    stream: str
+    scale: float = 1.0  # of the similarity of image and text, before the softmax over several
+    text: TextSpec | None = None
+    decoder: DecoderSpec | None = None
+
+    def graphs(self) -> dict[str, PartSpec]:
+        """Those that no stream and no tick runs."""
+        specs = {"text": self.text, "decoder": self.decoder}
+        return {name: PartSpec(name, spec.file, None, {}, spec.uses) for name, spec in specs.items() if spec}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +154,11 @@ class Manifest:
     training: dict[str, Any]
     scores: dict[str, Any]
     golden_atol: float = 1e-3
+    language: LanguageSpec | None = None
+
+    def graphs(self) -> tuple[PartSpec, ...]:
+        """All of them: what an engine must be able to run."""
+        return (*self.parts, *(self.language.graphs().values() if self.language else ()))
 
 
 def parse_manifest(path: Path, text: bytes) -> Manifest:
@@ -171,14 +232,18 @@ def _check(path: Path, m: Manifest) -> None:
     expect(in_order, f"1 <= period_ms <= max_period_ms <= max_gap_ms ({m.max_gap_ms})", m.tick)
     expect(m.golden_atol > 0, "golden_atol > 0", m.golden_atol)
 
-    needed = {GOLDEN, *(part.file for part in m.parts)}
+    needed = {GOLDEN, *(part.file for part in m.graphs())}
     needed |= {VOCABULARY} if any(spec.kind == "text" for spec in m.streams) else set()
+    if m.language and VOCABULARY not in m.files:
+        needed.add(TOKENIZER)
     expect(needed <= m.files.keys(), f"files to list {sorted(needed)}", sorted(m.files))
     for part in m.parts:
         expect(part.stream in (None, *streams), f"{part.name}.stream to be null or one of {streams}", part.stream)
         clash = part.uses.keys() & {"x", "dt", "mask", "age", *(f"{s}_in" for s in part.state)}
         expect(not clash, f"{part.name}.uses to name inputs of its own", sorted(clash))
 
+    if m.language:
+        _check_language(m, expect)
     if action := m.outputs.action:
         dims = {len(getattr(action, f)) for f in ("names", "units", "min", "max", "max_rate")}
         expect(len(dims) == 1 and dims != {0}, "action names, units, min, max, max_rate of one length", action)
@@ -186,6 +251,29 @@ def _check(path: Path, m: Manifest) -> None:
         expect(min(action.max_rate) > 0 and action.dt_s > 0, "action max_rate and dt_s above 0", action)
     if attention := m.outputs.attention:
         expect(attention.stream in streams, f"attention.stream to be one of {streams}", attention.stream)
+
+
+def _check_language(m: Manifest, expect: Callable[..., None]) -> None:
+    language, images = m.language, [spec.name for spec in m.streams if spec.kind == "image"]
+    assert language is not None
+    expect(language.stream in images, f"language.stream to be one of the images {images}", language.stream)
+    expect(bool(language.text or language.decoder), "language to have a text or a decoder")
+    taken = {part.name for part in m.parts} & language.graphs().keys()
+    expect(not taken, "no part to be called as one of the language's graphs", sorted(taken))
+    expect(language.scale > 0, "language.scale above 0", language.scale)
+    for name, spec in (("text", language.text), ("decoder", language.decoder)):
+        if spec:
+            expect(0 < spec.length <= MAX_TOKENS, f"language.{name}.length of 1 to {MAX_TOKENS}", spec.length)
+    if language.text:
+        around = len(language.text.begin) + len(language.text.end)
+        expect(around < language.text.length, f"language.text.length above the {around} tokens around a text")
+    if language.decoder:
+        for name, pieces in language.decoder.prompts.items():
+            expect(name in ("caption", "question"), "prompts for caption and question", name)
+            for piece in pieces:
+                tokens = all(t.isascii() and t.isdigit() and len(t) < 10 for t in piece.split()) and piece.strip()
+                known = piece in ("question", "image") or tokens
+                expect(bool(known), f"prompts.{name} of question, image and tokens", piece)
 
 
 def _wrong_stream(spec: StreamSpec) -> str | None:
@@ -222,6 +310,8 @@ def _wrong_stream(spec: StreamSpec) -> str | None:
         rows = min(spec.shape[0], int(spec.window_ms * spec.rate_hz / 1e3))
         if spec.frozen_ms > (longest := (rows - 1) * 1e3 / spec.rate_hz):
             return f"frozen_ms of at most {longest:.0f}, as long as the window's {rows} rows go back"
+    if spec.fit not in FITS:
+        return f"fit to be one of {FITS}"
     if spec.kind in ("scan", "points") and spec.range_max_m <= 0:
         return "range_max_m above 0"
     if spec.kind == "audio":

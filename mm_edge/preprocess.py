@@ -53,7 +53,7 @@ def check(spec: StreamSpec, data: Any, vocabulary: Vocabulary | None = None) -> 
 def prepare(spec: StreamSpec, view: View, vocabulary: Vocabulary | None = None) -> np.ndarray:
     """The model's input of shape `spec.shape`: uint8 for images, int64 for text, else float32."""
     if spec.kind == "image":
-        return resize(view.data, *spec.shape[:2])
+        return fitted(spec, view.data)
     if spec.kind == "audio":
         return log_mel(view.data, view.valid, spec)
     if spec.kind == "scan":
@@ -67,6 +67,16 @@ def prepare(spec: StreamSpec, view: View, vocabulary: Vocabulary | None = None) 
         return (view.data - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     assert vocabulary is not None, "a text stream needs the bundle's vocabulary"
     return vocabulary.encode(view.data, spec.shape[0], spec.name)
+
+
+def fitted(spec: StreamSpec, image: np.ndarray) -> np.ndarray:
+    """uint8 (h, w, 3) -> uint8 (*spec.shape): the whole of it squashed, or of its middle as much as has the shape."""
+    height, width = spec.shape[:2]
+    if spec.fit == "crop":
+        h, w = image.shape[:2]
+        high, wide = max(1, min(h, w * height // width)), max(1, min(w, h * width // height))
+        image = image[(h - high) // 2 :, (w - wide) // 2 :][:high, :wide]
+    return resize(image, height, width)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

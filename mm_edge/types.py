@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NS = 1_000_000_000  # in a second
+FITS = ("stretch", "crop")  # how an image becomes one of another shape: squashed, or its middle
 KINDS = ("image", "audio", "scan", "points", "imu", "vector", "text")
 
 
@@ -81,6 +82,7 @@ class StreamSpec:
     range_max_m: float = 0.0  # scan, points
     frame: str = ""  # mounting frame the model was trained with
     fov_deg: float = 0.0  # horizontal field of view the model was trained with
+    fit: str = "stretch"  # image: one of FITS
 
     @property
     def dtype(self) -> str:

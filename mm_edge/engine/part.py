@@ -119,6 +119,18 @@ class Model:
             for name, source in part.spec.uses.items():
                 producer, output = source.split(".", 1)
                 self.parts[producer].link(output, part.graph.inputs[name])
+        # What no stream and no tick runs.
+        language = bundle.language.graphs() if bundle.language else {}
+        self.graphs = {name: open_graph(spec, bundle.contents[spec.file]) for name, spec in language.items()}
+        self._read: list[tuple[str, np.ndarray]] = []  # inputs of the decoder that hold what the text's graph gave
+        for name, spec in language.items():
+            for into, source in spec.uses.items():
+                producer, output = source.split(".", 1)
+                buffer = self.graphs[name].inputs[into]
+                if producer in self.parts:
+                    self.parts[producer].link(output, buffer)
+                else:
+                    self._read.append((output, buffer))
         self._outputs = [(name, *source.split(".", 1)) for name, source in bundle.outputs.sources().items()]
         self._index = {spec.name: i for i, spec in enumerate(bundle.streams)}
 
@@ -142,6 +154,16 @@ class Model:
         values = {name: self.parts[part].outputs[output].copy() for name, part, output in self._outputs}
         fused = [name for name, part in self.parts.items() if part.spec.stream is None and part.failures]
         return ModelOutputs(values, mask, tuple(f"non-finite action: {name} dropped its step" for name in fused))
+
+    def read(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """What the text graph gives for tokens int64 (length,) and the image last seen; the decoder has it, too.
+        Raises EngineError."""
+        graph = self.graphs["text"]
+        graph.inputs["tokens"][0] = tokens
+        outputs = graph.run()
+        for name, buffer in self._read:
+            buffer[...] = outputs[name]
+        return outputs
 
     def reset(self) -> None:
         """All state and all held outputs start anew, at zero."""

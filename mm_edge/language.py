@@ -1,0 +1,330 @@
+"""What is to be seen in words: captions, answers, labels, and pictures found by text or by each other.
+
+    caption = CaptionPipeline("mm_edge/bundles/vlm")
+    caption(image).text                                  # uint8 (h, w, 3) RGB -> "a red ball and a blue box ..."
+    QuestionPipeline(...)(image, "what is left of the red ball")
+    RetrievalPipeline(...).search("a red ball", k=5)      # after .add(images)
+    ZeroShotPipeline(..., ["a red ball", "a blue box"])(image)
+    GenerationPipeline(...)(image, "the robot sees")      # goes on with what is said already
+
+Each pipeline takes a bundle's folder, a Bundle, or a `Language` that others use, too. On a robot the model looks at a
+stream of frames instead, in a `Pipeline`; `Language` is what both have in common.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mm_edge import engine as engines
+from mm_edge.bundle import Bundle
+from mm_edge.engine.decoder import Decoder
+from mm_edge.engine.golden import held
+from mm_edge.engine.part import Fresh, Model, ModelInputs
+from mm_edge.errors import BundleError, MissingDependency, SampleError
+from mm_edge.manifest import TOKENIZER
+from mm_edge.preprocess import check, fitted
+from mm_edge.types import Caption
+
+LONGEST_TEXT = 1000  # characters
+MOST_TOKENS = 64  # that are said at once
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str) -> tuple[list[int], list[str]]:
+        """The tokens of a text, and the words that are none."""
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+class Words:
+    """Each word a token: 1 for the first of the vocabulary. What else there is, is silent."""
+
+    def __init__(self, words: Sequence[str]):
+        self._words = tuple(words)
+        self._ids = {word: i + 1 for i, word in enumerate(words)}
+
+    def encode(self, text: str) -> tuple[list[int], list[str]]:
+        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+        return [self._ids[w] for w in words if w in self._ids], [w for w in words if w not in self._ids]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return " ".join(self._words[t - 1] for t in tokens if 0 < t <= len(self._words))
+
+
+class Pieces:
+    """A tokenizer.json of the `tokenizers` library. Its special tokens are never read out of a text."""
+
+    def __init__(self, path: Path, data: bytes):
+        try:
+            import tokenizers
+        except ImportError:
+            raise MissingDependency("a pretrained model's tokenizer", "tokenizers", "language") from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
+        except Exception as error:  # it raises plain Exception
+            raise BundleError(f"{path}: {error}") from None
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, text: str) -> tuple[list[int], list[str]]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids, []
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+
+
+class Token(NamedTuple):
+    """One more of what is said."""
+
+    text: str  # all so far
+    logprob: float
+    attention: np.ndarray | None  # (rows, cols): where the model looked as it said it
+
+
+def clean(text: str) -> str:
+    """Without control characters, in NFC, blanks as single spaces. Raises SampleError for what is no text."""
+    if not isinstance(text, str):
+        raise SampleError("text", "str", type(text).__name__)
+    if len(text) > LONGEST_TEXT:
+        raise SampleError("text", f"at most {LONGEST_TEXT} characters", f"{len(text)}")
+    kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    return " ".join(unicodedata.normalize("NFC", kept).split())
+
+
+class Language:
+    """A bundle that knows words.
+
+    Args:
+        bundle: its folder, or the bundle.
+        model: one that a `Pipeline` runs, which then looks; otherwise one of its own on `engine`.
+
+    Raises BundleError if the bundle knows no words; EngineError or MissingDependency if nothing can run it.
+    """
+
+    def __init__(self, bundle: str | Path | Bundle, engine: str = "auto", model: Model | None = None):
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.read(bundle)
+        if self.bundle.language is None:
+            raise BundleError(f"{self.bundle.path}: expected a bundle with a language, this one has none")
+        self.spec = self.bundle.language
+        self.stream = next(s for s in self.bundle.streams if s.name == self.spec.stream)
+        self.tokenizer: Tokenizer
+        if self.bundle.vocabulary is not None:
+            self.tokenizer = Words(self.bundle.vocabulary.words)
+        else:
+            self.tokenizer = Pieces(self.bundle.path / TOKENIZER, self.bundle.contents[TOKENIZER])
+        self.model = model or engines.load(self.bundle, engine)
+        self._decoder = Decoder(self.model.graphs["decoder"]) if self.spec.decoder else None
+
+    @classmethod
+    def of(cls, source: Source) -> Language:
+        return source if isinstance(source, Language) else cls(source)
+
+    def look(self, image: np.ndarray) -> None:
+        """See one picture, uint8 (h, w, 3) RGB, and nothing before it. Raises SampleError if it is none."""
+        check(self.stream, image)
+        m = len(self.bundle.streams)
+        period_s = self.bundle.tick.period_ms / 1e3
+        fresh = {self.stream.name: Fresh(fitted(self.stream, image), period_s, True)}
+        mask = np.array([spec.name == self.stream.name for spec in self.bundle.streams], np.float32)
+        self.model.step(ModelInputs(fresh, mask, np.zeros(m, np.float32), period_s, True))
+
+    def seen(self) -> np.ndarray:
+        """The embedding float32 (D,), of length 1, of what was seen last."""
+        if self.bundle.outputs.embedding is None:
+            raise BundleError(f"{self.bundle.path}: expected a bundle that compares, this one has no embedding")
+        return held(self.model, self.bundle.outputs.embedding.source)[0].copy()
+
+    def embed(self, text: str, lenient: bool = False) -> np.ndarray:
+        """The embedding float32 (D,), of length 1, of a text. `lenient`: without the words that it does not know.
+        Raises SampleError for a text that cannot be read."""
+        if self.spec.text is None or self.bundle.outputs.embedding is None:
+            raise BundleError(f"{self.bundle.path}: expected a bundle that compares, this one has no embedding")
+        return self.model.read(self._padded(self.tokens(text, lenient)))["embedding"][0].copy()
+
+    def tokens(self, text: str, lenient: bool = False) -> list[int]:
+        """Raises SampleError for an empty text or, unless `lenient`, for one with words that nobody taught it."""
+        tokens, unknown = self.tokenizer.encode(clean(text))
+        if unknown and not (lenient and tokens):
+            raise SampleError("text", "words that the model knows", f"unknown {unknown[:5]}")
+        if not tokens:
+            raise SampleError("text", "some words", repr(text[:40]))
+        return tokens
+
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that the model does not know."""
+        return self.tokenizer.encode(clean(text))[1]
+
+    def _padded(self, tokens: Sequence[int]) -> np.ndarray:
+        spec = self.spec.text
+        assert spec is not None
+        room = spec.length - len(spec.begin) - len(spec.end)
+        if len(tokens) > room:
+            raise SampleError("text", f"at most {room} tokens", f"{len(tokens)}")
+        padded = np.zeros(spec.length, np.int64)
+        padded[: len(tokens) + spec.length - room] = [*spec.begin, *tokens, *spec.end]
+        return padded
+
+    def prompt(self, name: str, question: str | None = None, begin: str = "") -> list[int]:
+        """The tokens of "caption" or "question", with the question in its place and what is said already behind it; -1
+        for each row of the image. A question that the text's graph reads is read. Raises SampleError."""
+        spec = self.spec.decoder
+        if spec is None or name not in spec.prompts:
+            known = sorted(spec.prompts) if spec else []
+            raise BundleError(f"{self.bundle.path}: expected a bundle that can do a {name}, this one can do {known}")
+        asked = [] if question is None else self.tokens(question)
+        if question is not None and "question" not in spec.prompts[name]:
+            self.model.read(self._padded(asked))
+        tokens: list[int] = []
+        for piece in spec.prompts[name]:
+            if piece == "image":
+                assert spec.rows is not None
+                tokens += [-1] * held(self.model, spec.rows).shape[1]
+            elif piece == "question":
+                tokens += asked
+            else:
+                tokens += map(int, piece.split())
+        tokens += self.tokens(begin) if begin else []
+        if len(tokens) >= spec.length:
+            raise SampleError("text", f"less than {spec.length} tokens with the prompt", f"{len(tokens)}")
+        return tokens
+
+    def say(self, prompt: Sequence[int], most: int = MOST_TOKENS) -> Iterator[Token]:
+        """What comes after the prompt, about what was seen last: the likeliest token after the other, until its end."""
+        spec, decoder = self.spec.decoder, self._decoder
+        assert spec is not None and decoder is not None
+        decoder.reset()
+        rows = iter(held(self.model, spec.rows)[0] if spec.rows else ())
+        for token in prompt:
+            outputs = decoder.feed(token, next(rows) if token == -1 else None)
+        said: list[int] = []
+        while True:
+            logits = outputs["logits"][0]
+            logits[list(spec.unsaid)] = -np.inf
+            token = int(logits.argmax())
+            if token == spec.end:
+                return
+            said.append(token)
+            logprob = -float(np.log(np.exp(logits - logits[token]).sum()))
+            yield Token(self.tokenizer.decode(said), logprob, _attention(outputs))
+            if len(said) >= most or decoder.seen == decoder.length:
+                return
+            outputs = decoder.feed(token)
+
+
+Source = str | Path | Bundle | Language
+
+
+def _attention(outputs: dict[str, np.ndarray]) -> np.ndarray | None:
+    return outputs["attention"][0].copy() if "attention" in outputs else None
+
+
+def caption_of(tokens: Iterable[Token]) -> Caption:
+    """All that is said, and how sure: the geometric mean of the tokens' probabilities."""
+    text, logprobs = "", list[float]()
+    for token in tokens:
+        text = token.text
+        logprobs.append(token.logprob)
+    return Caption(text, float(np.exp(np.mean(logprobs))) if logprobs else 0.0)
+
+
+class CaptionPipeline:
+    """image -> Caption."""
+
+    def __init__(self, bundle: Source):
+        self.language = Language.of(bundle)
+
+    def __call__(self, image: np.ndarray, most: int = MOST_TOKENS) -> Caption:
+        self.language.look(image)
+        return caption_of(self.language.say(self.language.prompt("caption"), most))
+
+
+class GenerationPipeline:
+    """image, the begin of what is to be said -> Caption, with that begin."""
+
+    def __init__(self, bundle: Source):
+        self.language = Language.of(bundle)
+
+    def __call__(self, image: np.ndarray, begin: str, most: int = MOST_TOKENS) -> Caption:
+        self.language.look(image)
+        more = caption_of(self.language.say(self.language.prompt("caption", begin=begin), most))
+        return Caption(f"{clean(begin)} {more.text}".strip(), more.score)
+
+
+class QuestionPipeline:
+    """image, question -> Caption, the answer."""
+
+    def __init__(self, bundle: Source):
+        self.language = Language.of(bundle)
+
+    def __call__(self, image: np.ndarray, question: str, most: int = MOST_TOKENS) -> Caption:
+        self.language.look(image)
+        return caption_of(self.language.say(self.language.prompt("question", question), most))
+
+
+class Match(NamedTuple):
+    """Something found: its number in the order in which it was added, and how alike, -1 to 1."""
+
+    number: int
+    score: float
+
+
+class RetrievalPipeline:
+    """Images found by a text or an image, and texts by an image."""
+
+    def __init__(self, bundle: Source):
+        self.language = Language.of(bundle)
+        self._images: list[np.ndarray] = []
+        self._texts: list[np.ndarray] = []
+
+    def add(self, images: Iterable[np.ndarray] = (), texts: Iterable[str] = ()) -> None:
+        self._images += [self._embed(image) for image in images]
+        self._texts += [self.language.embed(text) for text in texts]
+
+    def search(self, query: str | np.ndarray, k: int = 5) -> list[Match]:
+        """The k images that are most like a text, or like an image."""
+        return _nearest(self._images, self.language.embed(query) if isinstance(query, str) else self._embed(query), k)
+
+    def texts_for(self, image: np.ndarray, k: int = 5) -> list[Match]:
+        """The k texts that fit an image best."""
+        return _nearest(self._texts, self._embed(image), k)
+
+    def _embed(self, image: np.ndarray) -> np.ndarray:
+        self.language.look(image)
+        return self.language.seen()
+
+
+def _nearest(candidates: Sequence[np.ndarray], query: np.ndarray, k: int) -> list[Match]:
+    if not candidates:
+        return []
+    scores = np.stack(candidates) @ query
+    return [Match(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:k]]
+
+
+class ZeroShotPipeline:
+    """image -> the probability of each of the user's labels, as texts, the likeliest first.
+
+    Raises ValueError without labels; SampleError for one that the model cannot read.
+    """
+
+    def __init__(self, bundle: Source, labels: Sequence[str]):
+        self.language, self.labels = Language.of(bundle), tuple(labels)
+        if not self.labels:
+            raise ValueError("labels: expected at least one")
+        self._embeddings = np.stack([self.language.embed(label) for label in self.labels])
+
+    def __call__(self, image: np.ndarray) -> dict[str, float]:
+        self.language.look(image)
+        return self.scores()
+
+    def scores(self) -> dict[str, float]:
+        """Of what the language's model saw last."""
+        logits = self.language.spec.scale * (self._embeddings @ self.language.seen())
+        shares = np.exp(logits - logits.max())
+        ranked = sorted(zip(self.labels, (shares / shares.sum()).tolist()), key=lambda pair: -pair[1])
+        return dict(ranked)
