@@ -8,7 +8,8 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class ImagePart(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, dt: Tensor, v: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-        seen = self.model.encode_image(x, (v, h), dt[:, None])
+        cells, current = self.model.image.look(x)
+        seen = self.model.image.remember(cells, current[:, None], (v, h), dt[:, None])
         keys, values = memory(self.model.decoder, seen.cells)
         return seen.embedding, keys, values, *seen.state, finite(*seen.state, seen.embedding)
 
@@ -94,8 +96,9 @@ class DecoderPart(nn.Module):
 
 
 def cached(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention of one token (heads, 1, d) to those before it and to itself, k and v (heads, d): (1, heads * d)."""
-    before, self_score = q @ keys + mask, (q[:, 0] * k).sum(-1)[:, None, None]
+    """Attention of one token (heads, 1, d) to those before it and to itself, k and v (heads, d): (1, heads * d). Of
+    queries that share a head's keys there may be several, (heads, n, d)."""
+    before, self_score = q @ keys + mask, (q * k[:, None]).sum(-1, keepdim=True)
     share = (torch.cat([before, self_score], -1) * q.shape[-1] ** -0.5).softmax(-1)
     return (share[..., :-1] @ values + share[..., -1:] * v[:, None]).reshape(1, -1)
 
@@ -185,6 +188,14 @@ def pictures(stream: StreamSpec) -> list[np.ndarray]:
     return shown
 
 
+@contextmanager
+def drafted(manifest: dict[str, Any], files: dict[str, bytes]) -> Iterator[tuple[Bundle, Model]]:
+    """A bundle, but for its golden trace, as it will run in ONNX Runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = write_bundle(Path(folder, "draft"), manifest, {**files, GOLDEN: _npz()})
+        yield bundle, Model(bundle, lambda part, onnx: OrtGraph(onnx, part.state, "cpu"), "cpu")
+
+
 def write_language(
     out: Path,
     manifest: dict[str, Any],
@@ -195,9 +206,7 @@ def write_language(
 ) -> None:
     """Write a bundle with a language. Its golden trace is what its graphs make of some frames one after the other, of
     `text`, tokens (length,) for the text's graph, and of `said`, tokens that the decoder is fed."""
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = write_bundle(Path(folder, "draft"), manifest, {**files, GOLDEN: _npz()})
-        model = Model(bundle, lambda part, onnx: OrtGraph(onnx, part.state, "cpu"), "cpu")
+    with drafted(manifest, files) as (bundle, model):
         ticks, one, zero = [], np.ones(1, np.float32), np.zeros(1, np.float32)
         period_s = bundle.tick.period_ms / 1e3
         for i, frame in enumerate(frames[:GOLDEN_TICKS]):

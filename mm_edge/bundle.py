@@ -33,7 +33,7 @@ from mm_edge.preprocess import Vocabulary
 
 # Bytes that a file may have by its suffix, or else 16 MB. No ONNX file can have more; golden.npz, when unpacked, too.
 LARGEST = {".onnx": 2**31 - 1, ".npz": 2**27}
-SHIPPED = Path(__file__).parent / "bundles" / "drive"
+SHIPPED, SHIPPED_VLM = (Path(__file__).parent / "bundles" / name for name in ("drive", "vlm"))
 
 
 @dataclass(frozen=True, kw_only=True)
