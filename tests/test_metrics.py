@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from training.metrics import bleu4, cider, pointing_game, recall_at, rouge_l, vqa_accuracy
+from training.metrics import attention_iou, bleu4, cider, meteor, pointing_game, recall_at, rouge_l, vqa_accuracy
 
 WORDS = ["a", "the", "red", "blue", "ball", "box", "on", "left", "right", "of", "near", "and", "is", "there", "two"]
 
@@ -56,6 +56,40 @@ def test_the_longest_common_subsequence_is_rouge_scores():
         assert rouge_l([text], [those[:1]]) == pytest.approx(want)
 
 
+class NoSynonyms:
+    """Stands in for WordNet, whose data are not at hand."""
+
+    @staticmethod
+    def synsets(word: str) -> list:
+        return []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_meteor_is_nltks_without_synonyms(seed):
+    nltk = pytest.importorskip("nltk.translate.meteor_score", reason="the reference: pip install nltk")
+    said, references = corpus(seed)
+    rng = random.Random(seed)
+    said = [" ".join(w + rng.choice(["", "", "s"]) for w in text.split()) for text in said]  # the stems are the same
+    each = [
+        nltk.meteor_score([other.split() for other in those], text.split(), wordnet=NoSynonyms)
+        for text, those in zip(said, references)
+    ]
+    assert [meteor([text], [those]) for text, those in zip(said, references)] == pytest.approx(each)
+    assert meteor(said, references) == pytest.approx(np.mean(each))
+
+
+def test_meteor_by_hand():
+    pytest.importorskip("nltk", reason="its stemmer: pip install nltk")
+    right = "a red ball near the box"
+    assert meteor([right], [[right]]) == pytest.approx(1 - 0.5 * (1 / 6) ** 3)  # six words in one run
+    assert meteor(["A red ball, near the boxes."], [["something else", right]]) == pytest.approx(1 - 0.5 / 6**3)
+    assert meteor(["near the box a red ball"], [[right]]) == pytest.approx(1 - 0.5 * (2 / 6) ** 3)  # in two
+    precision, recall = 3 / 4, 3 / 6
+    f = precision * recall / (0.9 * precision + 0.1 * recall)
+    assert meteor(["a red ball there"], [[right]]) == pytest.approx(f * (1 - 0.5 / 3**3))
+    assert meteor(["nothing"], [[right]]) == meteor([""], [[right]]) == 0
+
+
 def test_what_is_right_scores_best_and_what_is_wrong_worst():
     right = ["a red ball near a box", "two blue boxes on the left"]
     references = [[text] for text in right]
@@ -81,3 +115,10 @@ def test_the_peak_of_attention_points():
     weights = np.array([[0.1, 0.2], [0.6, 0.1]])
     assert pointing_game(weights, np.array([[0, 0], [1, 0]], bool))
     assert not pointing_game(weights, np.array([[1, 1], [0, 1]], bool))
+
+
+def test_attention_covers_an_object_as_far_as_its_strong_half_does():
+    weights = np.array([[0.1, 0.2], [0.6, 0.3]])
+    assert attention_iou(weights, np.array([[0, 0], [1, 1]], bool)) == 1
+    assert attention_iou(weights, np.array([[0, 1], [1, 0]], bool)) == pytest.approx(1 / 3)
+    assert attention_iou(weights, np.array([[1, 1], [0, 0]], bool)) == 0

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 
@@ -9,10 +10,17 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("accelerate", reason="training needs accelerate")
 pytest.importorskip("mujoco", reason="scenes are simulated")
 
-from training import scenes, vlm
+pytest.importorskip("onnxscript", reason="bundles are exported")
+
+from safetensors.torch import save_file
+
+from export.language import export_vision_language
+from mm_edge.language import Language
+from training import plots, scenes, vlm
 from training.recipe import read_recipe
+from training.scene_scores import InBundle, InTorch, score
 from training.scenes import Seen
-from training.train import RECIPES
+from training.train import RECIPES, same_recipe
 from training.vision_language import VisionLanguageModel
 
 SMALL = {"fusion_dim": 16, "heads": 2, "layers": 1, "spiking_units": 24, "liquid_units": 8}
@@ -130,6 +138,50 @@ def test_lessons_say_what_the_picture_shows(tmp_path):
 
 def test_scores_of_a_model_that_knows_nothing_are_low(tmp_path):
     recipe = read_recipe(RECIPES / "vlm.yaml")
-    scores = vlm.score(vlm.build_model(recipe), [scenes.make_scene(seed) for seed in range(5000, 5006)])
+    net, shown = vlm.build_model(recipe), [scenes.make_scene(seed) for seed in range(5000, 5006)]
+    scores = score(InTorch(net), shown)
     assert scores["scenes"] == 6 and scores["questions"] > 40
     assert scores["vqa"]["overall"] < 0.3 < scores["vqa_blind"] and scores["bleu4"] < 0.1
+    assert scores["meteor"] < 0.3 and scores["attention_iou"] < 0.3 and scores["zero_shot_scenes"] == 2
+
+
+def test_a_bundle_has_the_scores_of_its_weights(tmp_path):
+    """Sayings of a few words, so that whether it ends them is compared, too."""
+    recipe = read_recipe(RECIPES / "vlm.yaml", ["model={fusion_dim: 16, text_seq_length: 48, layers: 2, heads: 2, "
+        "spiking_units: 24, liquid_units: 8}"])  # fmt: skip
+    net, shown = vlm.build_model(recipe), [scenes.make_scene(seed) for seed in range(5000, 5004)]
+    export_vision_language(
+        net, recipe.streams[0], tmp_path / "bundle", words=vlm.words(recipe), tick=recipe.tick, max_gap_ms=2000
+    )
+    assert score(InBundle(Language(tmp_path / "bundle")), shown) == score(InTorch(net), shown)
+
+
+def test_an_object_is_told_by_the_nearest_of_all_labels():
+    """Embeddings that a hand made: pictures are where the text of their object is."""
+    shown = [scene for seed in range(5000, 5012) if len((scene := scenes.make_scene(seed)).things) == 1]
+    net = vlm.build_model(read_recipe(RECIPES / "vlm.yaml"))
+    texts, labels = vlm.Texts(scenes.words()), vlm.labelled()
+    assert len(labels) == 18 and labels["orange ball"] == "an orange ball"
+    pointers = iter([labels[scene.things[0].name] for scene in shown])
+    seen = net.encode_image
+
+    def told(frames):
+        return seen(frames)._replace(embedding=net.encode_text(torch.tensor([texts.tokens(next(pointers))])))
+
+    net.encode_image = told
+    assert score(InTorch(net), shown)["zero_shot"] == 1
+
+
+def test_plots_are_made_of_weights_and_their_recipe(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="draws")
+    pytest.importorskip("sklearn", reason="t-SNE")
+    overrides = ["model={fusion_dim: 16, text_seq_length: 48, layers: 2, heads: 2, spiking_units: 24, liquid_units: 8}"]
+    recipe = read_recipe(RECIPES / "vlm.yaml", overrides)
+    weights = tmp_path / "final.safetensors"
+    assert plots.main([str(weights)]) == 1 and "got no such file" in capsys.readouterr().err
+    same_recipe(recipe, tmp_path)
+    save_file(vlm.build_model(recipe).state_dict(), weights)
+    assert plots.main([str(weights), "--scenes", "24"]) == 0
+    for name in ("attention", "similarity", "embeddings"):
+        drawn = cv2.imread(str(tmp_path / "plots" / f"{name}.png"))
+        assert min(drawn.shape[:2]) > 400 and drawn.std() > 10

@@ -36,6 +36,7 @@ from training.protocols import DIGIT_SAMPLES, DigitDraw, learned_from, pair_digi
 from training.real_data import DigitClip, read_digits
 from training.recipe import Recipe
 from training.supervised import rate_loss
+from training.voices import another_voice, faster
 from training.windows import Change
 
 __all__ = ["build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
@@ -105,7 +106,7 @@ class Digits:
         draw = pair_digits(images, by_digit, clips, rng, snr_db=rng.uniform(*SNR_DB))
         x = inputs_of(draw, self._specs, self._words)
         if "audio" in x:
-            x["audio"] = torch.from_numpy(_another_voice(x["audio"].numpy(), rng))
+            x["audio"] = torch.from_numpy(another_voice(x["audio"].numpy(), rng, TRACT, MICROPHONE))
         mask = np.ones((n, 1, len(self._names)), np.float32)
         if len(self._names) > 1:
             gone = rng.random(n)
@@ -127,31 +128,9 @@ class Digits:
 def _spoken(clip: DigitClip, rng: np.random.Generator) -> DigitClip:
     """Faster or slower, which is also higher or lower; and not always from the very begin."""
     speed = math.exp(rng.uniform(*np.log(SPEED)))
-    at = np.arange(0, len(clip.samples) - 1, speed)
-    samples = np.interp(at, np.arange(len(clip.samples)), clip.samples)
+    samples = faster(clip.samples, speed)
     late = np.zeros(rng.integers(0, 1 + max(0, DIGIT_SAMPLES - len(samples))))
     return clip._replace(samples=np.float32(np.concatenate([late, samples])))
-
-
-def _another_voice(mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Log-mel (n, 2, bands, hops) as of longer or shorter throats (vocal tract length perturbation, Jaitly & Hinton
-    2013), by other microphones, and with a few bands and hops that say nothing (SpecAugment, Park et al. 2019)."""
-    n, _, bands, hops = mel.shape
-    level = mel[:, 0]
-    at = np.clip(np.arange(bands) * (1 + rng.uniform(-TRACT, TRACT, (n, 1))), 0, bands - 1)
-    low = np.minimum(at.astype(int), bands - 2)
-    share = np.float32(at - low)[..., None]
-    row = np.arange(n)[:, None]
-    level = level[row, low] * (1 - share) + level[row, low + 1] * share
-    tones = rng.normal(0, MICROPHONE, (n, 5))
-    heard_as = np.stack([np.interp(np.linspace(0, 4, bands), np.arange(5), tone) for tone in tones])
-    level += np.float32(heard_as)[..., None]
-    mean = level.mean((1, 2))
-    for i in range(n):
-        band, hop = rng.integers(bands), rng.integers(hops)
-        level[i, band : band + rng.integers(8)] = mean[i]
-        level[i, :, hop : hop + rng.integers(8)] = mean[i]
-    return np.stack([level, mel[:, 1]], 1)
 
 
 def inputs_of(draw: DigitDraw, specs: Mapping[str, StreamSpec], words: list[str]) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@
     python -m training.evaluate drive --worlds 100 --fault camera:freeze@2   # what is noticed of a fault, and when
     python -m training.evaluate drive --worlds 30 --all-faults  # the same for each kind and each sensor
     python -m training.evaluate digits --data FOLDER --json     # all that is in the folder, whatever its name
-    python -m training.evaluate vlm --checkpoint runs/vlm/final.safetensors --json      # on scenes never trained on
+    python -m training.evaluate vlm --json                      # pictures and words, on scenes never trained on
+    python -m training.evaluate vlm --checkpoint runs/vlm/final.safetensors --data FOLDER --json    # on pictures
 
 The exported bundle drives, through the same Pipeline as on a robot. The same seed gives the same worlds.
 """
@@ -31,19 +32,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-from safetensors.torch import load_file
 from tqdm import tqdm
 
-from mm_edge.bundle import SHIPPED, Bundle
+from mm_edge.bundle import SHIPPED, SHIPPED_VLM, Bundle
 from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError
 from mm_edge.faults import Fault, Faults, FaultWatch, Finding, add_fault_argument, parse_fault
+from mm_edge.language import Language
 from mm_edge.pipeline import Pipeline
 from mm_edge.sim.episode import Episode, ExpertDriver, Outcome, PipelineDriver
 from mm_edge.sim.sensors import HEIGHT, KINDS, WIDTH
 from mm_edge.types import Output
-from training import vlm
-from training.recipe import read_recipe
+from training import coco, vlm
+from training.scene_scores import InBundle, InTorch, Speaker, score
 from training.scenes import make_scene
 from training.train import TASKS
 
@@ -72,13 +73,15 @@ def main(argv: list[str] | None = None) -> int:
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = whole.add_subparsers(dest="task", required=True, metavar="TASK")
     for name in sorted(name for name, task in TASKS.items() if hasattr(task, "evaluate")):
-        task = tasks.add_parser(name, help=f"see training/{name}.py")
+        task = tasks.add_parser(name, help=f"see {TASKS[name].__name__.replace('.', '/')}.py")
         task.add_argument("--data", type=Path, required=True, help="folder of the data")
         task.add_argument("--bundle", type=Path, default=SHIPPED.parent / name)
         task.add_argument("--only", action="append", default=[], help="a speaker, log or recording; may be repeated")
         task.add_argument("--json", action="store_true", help="end with one JSON object")
     scenes = tasks.add_parser("vlm", help="pictures and words, see training/vlm.py")
-    scenes.add_argument("--checkpoint", type=Path, required=True, help="the weights, beside their recipe.yaml")
+    scenes.add_argument("--bundle", type=Path, default=SHIPPED_VLM)
+    scenes.add_argument("--checkpoint", type=Path, help="weights beside their recipe.yaml, instead of a bundle")
+    scenes.add_argument("--data", type=Path, help="pictures with captions, see training/coco.py, instead of scenes")
     scenes.add_argument("--scenes", type=at_least(1), default=500)
     scenes.add_argument("--seed", type=at_least(0), default=3_000_000, help="of the first scene")
     scenes.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -99,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = whole.parse_args(argv)
     if args.task == "vlm":
-        return _on_scenes(args)
+        return _on_pictures(args)
     if args.task != "drive":
         return _on_data(args)
     if args.expert and (args.without or args.all_masks or args.faults):
@@ -153,18 +156,26 @@ def _on_data(args: argparse.Namespace) -> int:
     return _say(scores, args.json)
 
 
-def _on_scenes(args: argparse.Namespace) -> int:
+def _on_pictures(args: argparse.Namespace) -> int:
     try:
-        recipe = read_recipe(args.checkpoint.parent / "recipe.yaml")
-        if recipe.task != "vlm":
-            raise ValueError(f"{args.checkpoint}: expected weights of vlm, got some of {recipe.task}")
-        model = vlm.build_model(recipe)
-        model.load_state_dict(load_file(args.checkpoint))
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: torch's, of weights of another size
-        print(str(error).partition("\n")[0], file=sys.stderr)
+        if args.checkpoint is None:
+            if args.data:
+                raise ValueError("--data: pictures of one's own are asked of weights: --checkpoint FILE")
+            speaker: Speaker = InBundle(Language(args.bundle))
+        else:
+            recipe, model = vlm.read_model(args.checkpoint)
+            if args.data:
+                return _say(coco.score(model, vlm.words(recipe), args.data), args.json)
+            if recipe.data:
+                raise ValueError(
+                    f"{args.checkpoint}: learned from a folder; where are pictures to ask it of? --data FOLDER"
+                )
+            speaker = InTorch(model)
+        shown = map(make_scene, tqdm(range(args.seed, args.seed + args.scenes), "scenes", leave=False))
+        return _say(score(speaker, list(shown)), args.json)
+    except (OSError, ValueError, EdgeError) as error:
+        print(error, file=sys.stderr)
         return 1
-    shown = map(make_scene, tqdm(range(args.seed, args.seed + args.scenes), "scenes", leave=False))
-    return _say(vlm.score(model, list(shown)), args.json)
 
 
 def _say(scores: dict[str, Any], as_json: bool) -> int:

@@ -3,6 +3,7 @@
     bleu4(said, references)             # Papineni et al. 2002
     rouge_l(said, references)           # Lin 2004
     cider(said, references)             # CIDEr-D, Vedantam et al. 2015
+    meteor(said, references)            # Banerjee & Lavie 2005, as nltk has it
     recall_at(similarity, owner, 5)
     vqa_accuracy(answer, given)         # Antol et al. 2015
 
@@ -15,10 +16,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mm_edge.errors import MissingDependency
+
+METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5
 ROUGE_BETA = 1.2
 _ARTICLES = ("a", "an", "the")
 _NUMBERS = {
@@ -91,6 +95,40 @@ def cider(said: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     return float(np.mean(scores))
 
 
+def meteor(said: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Mean over texts of the best that any reference gives, 0 to 1: an F score of words that match, less for each break
+    in their order. A word matches the same word, else one of the same stem (Porter's); no synonyms, which would take
+    WordNet's data, so that the figures are a little below those of who has them. Raises MissingDependency without
+    nltk, whose stemmer it is."""
+    try:
+        from nltk.stem.porter import PorterStemmer
+    except ImportError:
+        raise MissingDependency("METEOR", "nltk", "train") from None
+    stem, scores = PorterStemmer().stem, []
+    for text, those in zip(said, references, strict=True):
+        tokens = words_of(text)
+        scores.append(max((_meteor(tokens, words_of(other), stem) for other in those), default=0.0))
+    return float(np.mean(scores))
+
+
+def _meteor(said: list[str], reference: list[str], stem: Callable[[str], str]) -> float:
+    match: dict[int, int] = {}  # place in said -> place in reference
+    for form in (str, stem):
+        free: dict[str, list[int]] = {}
+        for j, word in enumerate(reference):
+            if j not in match.values():
+                free.setdefault(form(word), []).append(j)
+        for i in reversed(range(len(said))):  # from the end on, as nltk does
+            if i not in match and free.get(form(said[i])):
+                match[i] = free[form(said[i])].pop()
+    if not match:
+        return 0.0
+    precision, recall = len(match) / len(said), len(match) / len(reference)
+    mean = precision * recall / (METEOR_ALPHA * precision + (1 - METEOR_ALPHA) * recall)
+    chunks = sum(match.get(i - 1, -2) != j - 1 for i, j in match.items())
+    return mean * (1 - METEOR_GAMMA * (chunks / len(match)) ** METEOR_BETA)
+
+
 def recall_at(similarity: np.ndarray, right: np.ndarray, k: int) -> float:
     """similarity (queries, items), right bool (queries, items): the share of queries of which one of the k items that
     are most similar is right."""
@@ -111,6 +149,12 @@ def vqa_accuracy(answer: str, given: Sequence[str]) -> float:
 def pointing_game(weights: np.ndarray, mask: np.ndarray) -> bool:
     """Whether the peak of attention (h, w) lies on the mask (h, w)."""
     return bool(mask.flat[weights.argmax()])
+
+
+def attention_iou(weights: np.ndarray, mask: np.ndarray) -> float:
+    """Of attention (h, w) and the mask (h, w): where it is at least half of its peak, over either."""
+    strong = weights >= weights.max() / 2
+    return float((strong & mask).sum() / (strong | mask).sum())
 
 
 def _grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
     python -m training.train drive [--out runs/drive] [--workers 2] [key=value ...]
     python -m training.train drive --data FOLDER_OF_RECORDINGS          # a robot of your own
+    python -m training.train vlm --data FOLDER_OF_PICTURES              # with captions, in the layout of COCO
     python -m training.train digits --data FOLDER --fusion-strategy late --epochs 5
     torchrun --nproc-per-node 2 -m training.train lidar_velocity --data FOLDER
 
@@ -40,7 +41,7 @@ from tqdm import tqdm
 
 from mm_edge.errors import EdgeError
 from mm_edge.types import StreamSpec
-from training import digits, drive, imu_can, lidar_velocity, robot, steering, vlm
+from training import coco, digits, drive, hearing, imu_can, lidar_velocity, robot, steering, vlm
 from training.batches import Batch
 from training.fusion import FusionStrategy
 from training.models import ModelState, MultiModalFusionNetwork
@@ -51,7 +52,7 @@ from training.supervised import contrastive, newest
 RECIPES = Path(__file__).parent / "recipes"
 TASKS = {
     "digits": digits, "drive": drive, "imu_can": imu_can, "lidar_velocity": lidar_velocity, "robot": robot,
-    "steering": steering, "vlm": vlm,
+    "sounds": hearing, "steering": steering, "vlm": vlm, "words": hearing,
 }  # fmt: skip
 
 
@@ -88,6 +89,8 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
     """Raises ValueError, OSError or EdgeError for what is wrong with it, or with the data."""
     flags = {"model.fusion_strategy": args.fusion_strategy, "model.fusion_dim": args.fusion_dim}
     flags["train.epochs"] = args.epochs
+    if args.recipe == "vlm" and args.data:
+        path = RECIPES / "vlm_folder.yaml"
     if args.recipe == "drive" and args.data:
         path = RECIPES / "robot.yaml"
         raw = robot.raw_recipe(path, args.data, args.label, args.go_on)
@@ -111,7 +114,8 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
     for key, value in flags.items():
         if value is not None:
             set_value(raw, key, value)
-    return make_recipe(raw, args.overrides, str(path))
+    recipe = make_recipe(raw, args.overrides, str(path))
+    return coco.with_words(recipe) if recipe.task == "vlm" and recipe.data else recipe
 
 
 def train(recipe: Recipe, out: Path, workers: int) -> Path:

@@ -2,11 +2,14 @@
 pictures.
 
     python -m training.train vlm                                        # no data needed: scenes are simulated
-    python -m training.evaluate vlm --checkpoint runs/vlm/final.safetensors --json
+    python -m training.evaluate vlm --checkpoint runs/vlm/final.safetensors --json      # or --bundle
+    python -m training.plots runs/vlm/final.safetensors                 # where it looks, and what it finds alike
+    python -m training.train vlm --data FOLDER                          # or pictures of your own, see training/coco.py
 
 One loss of many: captions, answers, pictures and texts that belong together (InfoNCE, with a caption beside each right
 one that is wrong in one word), words that are hidden, and what the simulator knows: what fills each cell, and where the
-decoder is to look when it says an object's shape.
+decoder is to look when it says an object's shape. A folder of pictures knows nothing of the last two, and its wrong
+captions are those of other pictures.
 """
 
 from __future__ import annotations
@@ -15,25 +18,30 @@ import inspect
 import itertools
 import multiprocessing
 import zlib
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from mm_edge.sim.rooms import COLOURS, SHAPES, SYNONYMS
-from training import scenes
-from training.batches import Batch, regular_batch
-from training.metrics import bleu4, cider, pointing_game, recall_at, rouge_l, vqa_accuracy
+from training import coco, scenes
+from training.batches import Batch
+from training.lessons import Lessons, Texts
 from training.models import ModelState
-from training.recipe import Recipe, check_keys
-from training.scenes import Scene, Seen
+from training.recipe import Recipe, check_keys, read_recipe
+from training.scenes import Seen
 from training.vision_language import PADDING, SPECIALS, Decoded, ImageCode, VisionLanguageModel, special
+
+__all__ = [
+    "SPECIALS", "Texts", "VisionLanguageLearner", "VisionLanguageModel", "build_model", "loss", "read_model", "special",
+    "supply", "words",
+]  # fmt: skip
 
 THINGS, GRID = 5, (12, 16)  # most in a picture; cells of 8 x 8 pixels
 FILLED_SHARE = 0.3  # of a cell's pixels, for it to be an object's
@@ -52,9 +60,9 @@ class VlmResult(NamedTuple):
     right: Tensor  # (B, dim) embeddings of the captions
     wrong: Tensor  # of those that are wrong in one word
     caption: Decoded
-    answer: Decoded
+    answer: Decoded | None  # if anything was asked
     hidden: Tensor  # (B, L, tokens) guesses
-    cells: Tensor  # (B, colours + shapes + 2, N)
+    cells: Tensor | None  # (B, colours + shapes + 2, N), of scenes
     tokens: dict[str, Tensor]
     spikes: dict[str, Tensor]
 
@@ -82,11 +90,11 @@ class VisionLanguageLearner(VisionLanguageModel):
         seen = self._after_others(label["image"])
         texts = self.encode_text(torch.cat([label["text"], label["wrong"]]))
         right, wrong = texts.chunk(2)
-        cells = self.aux["cells"](seen.cells[:, :-1]).transpose(1, 2)
-        spikes = {"image": seen.spikes}
+        answer = self.decode(label["question"], seen) if "question" in label else None
+        cells = self.aux["cells"](seen.cells[:, :-1]).transpose(1, 2) if "cells" in self.aux else None
         return VlmResult(
-            seen, right, wrong, self.decode(label["caption"], seen), self.decode(label["question"], seen),
-            self.to_logits(self.text_states(label["hidden"])), cells, {}, spikes,
+            seen, right, wrong, self.decode(label["caption"], seen), answer,
+            self.to_logits(self.text_states(label["hidden"])), cells, {}, {"image": seen.spikes},
         ), state  # fmt: skip
 
     def _after_others(self, frames: Tensor) -> ImageCode:
@@ -101,22 +109,42 @@ class VisionLanguageLearner(VisionLanguageModel):
 
 
 def words(recipe: Recipe) -> list[str]:
-    return scenes.words()
+    return coco.words(recipe) if recipe.data else scenes.words()
 
 
 def build_model(recipe: Recipe) -> VisionLanguageLearner:
     torch.manual_seed(recipe.seed)
     height, width, channels = recipe.streams[0].shape
     check_keys(recipe.model, SIZES, "model")
-    if empty := [r for r in recipe.rounds if r.episodes < 1]:
+    if not recipe.data and (empty := [r for r in recipe.rounds if r.episodes < 1]):
         raise ValueError(f"rounds: expected episodes, which are scenes here, got {empty[0]}")
-    return VisionLanguageLearner(
+    model = VisionLanguageLearner(
         image_size=(channels, height, width), text_vocab_size=len(words(recipe)),
         period_s=recipe.tick["period_ms"] / 1e3, **recipe.model,
     )  # fmt: skip
+    if recipe.data:
+        model.aux.clear()  # nobody knows what fills a cell of a photograph
+    return model
 
 
-def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Scenes:
+def read_model(checkpoint: Path) -> tuple[Recipe, VisionLanguageLearner]:
+    """What was learned, and the recipe that lies beside it. Raises ValueError or OSError for what is no such thing."""
+    if not checkpoint.is_file():
+        raise ValueError(f"{checkpoint}: expected weights (*.safetensors), got no such file")
+    recipe = read_recipe(checkpoint.parent / "recipe.yaml")
+    if recipe.task != "vlm":
+        raise ValueError(f"{checkpoint}: expected weights of vlm, got some of {recipe.task}")
+    model = build_model(recipe)
+    try:
+        model.load_state_dict(load_file(checkpoint))
+    except (RuntimeError, SafetensorError) as error:  # of another size; no weights at all
+        raise ValueError(f"{checkpoint}: {str(error).partition(chr(10))[0]}") from None
+    return recipe, model.eval()
+
+
+def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lessons:
+    if recipe.data:
+        return coco.Captioned(recipe, out, workers)
     return Scenes(recipe, [load(out, r.first_seed, r.episodes, workers) for r in recipe.rounds[: index + 1]])
 
 
@@ -159,55 +187,17 @@ def by_cell(mask: np.ndarray) -> np.ndarray:
     return mask.reshape(rows, mask.shape[0] // rows, cols, mask.shape[1] // cols).mean((1, 3), dtype=np.float32)
 
 
-class Texts:
-    """Texts as tokens of a model with this vocabulary."""
-
-    def __init__(self, vocabulary: list[str]):
-        self._ids = {word: i + 1 for i, word in enumerate(vocabulary)}
-        self._words = {i: word for word, i in self._ids.items()}
-        self.begin, self.end, self.ask, self.hidden = (special(name, len(vocabulary)) for name in SPECIALS)
-
-    def tokens(self, text: str) -> list[int]:
-        return [self._ids[word] for word in text.replace(",", " ,").split() if word != ","]
-
-    def caption(self, text: str) -> list[int]:
-        return [self.begin, *self.tokens(text), self.end]
-
-    def question(self, text: str, answer: str = "") -> list[int]:
-        said = [self.begin, *self.tokens(text), self.ask]
-        return [*said, *self.tokens(answer), self.end] if answer else said
-
-    def text(self, tokens: list[int]) -> str:
-        return " ".join(self._words[token] for token in tokens if token in self._words)
-
-
-class Scenes:
-    """Batches of scenes, each with another caption and question every time, and in half the cases in a mirror."""
+class Scenes(Lessons):
+    """Scenes, each with another caption and question every time, and in half the cases in a mirror."""
 
     def __init__(self, recipe: Recipe, parts: list[dict[str, np.ndarray]]):
         self._scenes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self._length, self._lanes = recipe.model["text_seq_length"], recipe.train.lanes
-        self._texts = Texts(words(recipe))
-        self._rng = np.random.default_rng(recipe.seed)
-        self.steps_an_epoch = max(1, len(self._scenes["image"]) // self._lanes)
+        super().__init__(recipe, len(self._scenes["image"]), words(recipe))
 
-    def next(self) -> Batch:
-        chosen = self._rng.integers(len(self._scenes["image"]), size=self._lanes)
-        rows = [self._lesson(int(i)) for i in chosen]
-        labels = {name: torch.from_numpy(np.stack([row[name] for row in rows])[:, None]) for name in rows[0]}
-        for names in (
-            ("text", "hidden"),
-            ("wrong",),
-            ("caption", "look"),
-            ("question", "search"),
-        ):  # no longer than they need be
-            longest = int((labels[names[0]] != PADDING).sum(-1).max())
-            labels |= {name: labels[name][..., :longest] for name in names}
-        ones = torch.ones(self._lanes, 1, 1)
-        return regular_batch({}, ones, ones, labels)
-
-    def _lesson(self, i: int) -> dict[str, np.ndarray]:
-        rng, texts = self._rng, self._texts
+    def lesson(self, i: int) -> dict[str, Any]:
+        """As of Lessons; "look" and "search": on which thing to look for the word that comes after each token of the
+        caption and the question, -1 for none; "shares" (things, N) of each cell; "cell" (2, N): what fills it."""
+        rng, texts = self.rng, self.texts
         image, cells = self._scenes["image"][i], self._scenes["cells"][i].astype(np.float32)
         kind, where = self._scenes["kind"][i], self._scenes["where"][i]
         order = np.flatnonzero(kind[:, 0] >= 0)
@@ -224,25 +214,18 @@ class Scenes:
         caption = scenes.captions(things, rng)[rng.integers(5)]
         asked = scenes.questions(things, rng)
         question = asked[rng.integers(len(asked))]
-        tokens, spoken = texts.tokens(caption), texts.caption(caption)
-        hidden = [texts.hidden if rng.random() < HIDDEN else token for token in tokens]
-        said = texts.question(question.text, question.answer)
+        tokens, said = texts.tokens(caption), texts.question(question.text, question.answer)
+        hidden = self.hidden(tokens, HIDDEN)
         at = {name: int(order[j]) for j, name in enumerate(thing.name for thing in things)}
         look, search = ([at.get(name, -1) for name in shapes_after(text)] for text in (caption, question.text))
         return {
             "image": np.ascontiguousarray(image),
-            "text": self._padded(tokens), "wrong": self._padded(texts.tokens(spoilt(caption, things, rng))),
-            "caption": self._padded(spoken), "look": self._padded(look, -1),
-            "question": self._padded(said), "search": self._padded(search, -1),
-            "asked": np.int64(said.index(texts.ask)), "hidden": self._padded(hidden),
+            "text": tokens, "wrong": texts.tokens(spoilt(caption, things, rng)), "hidden": hidden,
+            "caption": texts.caption(caption), "look": look,
+            "question": said, "search": search, "asked": np.int64(said.index(texts.ask)),
             "names": np.int64(zlib.crc32(" ".join(sorted(thing.name for thing in things)).encode())),
             "shares": cells.reshape(THINGS, -1), "cell": np.stack(self._filled(cells, kind)),
         }  # fmt: skip
-
-    def _padded(self, tokens: list[int], padding: int = PADDING) -> np.ndarray:
-        if len(tokens) > self._length:
-            raise ValueError(f"model.text_seq_length: expected at least {len(tokens)}, got {self._length}")
-        return np.array(tokens + [padding] * (self._length - len(tokens)), np.int64)
 
     @staticmethod
     def _filled(cells: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -251,12 +234,6 @@ class Scenes:
         there = most >= FILLED_SHARE
         colour, shape = (np.where(there, kind[which, k], n) for k, n in enumerate((len(COLOUR), len(SHAPE))))
         return colour.astype(np.int64), shape.astype(np.int64)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rng": self._rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._rng.bit_generator.state = state["rng"]
 
 
 def shapes_after(text: str) -> list[str]:
@@ -296,40 +273,51 @@ def _with_articles(said: list[str]) -> str:
     return " ".join(fitting)
 
 
+def labelled() -> dict[str, str]:
+    """Of each object that there may be, such as "orange ball", what it is: "an orange ball"."""
+    return {f"{colour} {shape}": _with_articles(["a", colour, shape]) for colour in COLOUR for shape in SHAPE}
+
+
 def loss(
     recipe: Recipe, model: VisionLanguageLearner, batch: Batch, out: VlmResult
 ) -> tuple[Tensor, dict[str, Tensor]]:
     label = {name: value[:, 0] for name, value in batch.labels.items()}
-    place = torch.arange(label["question"].shape[1] - 1, device=label["question"].device)
-    answered = label["question"][:, 1:].masked_fill(place < label["asked"][:, None], PADDING)
     scale = model.log_scale.exp().clamp(max=MAX_SCALE)
     by_text = scale * out.right @ out.seen.embedding.T
     alike = label["names"][:, None] == label["names"]  # pictures of the same things are no wrong answers
     by_text = by_text.masked_fill(alike.fill_diagonal_(False), -torch.inf)
     spoilt_too = torch.cat([by_text.T, scale * (out.seen.embedding * out.wrong).sum(-1, keepdim=True)], 1)
     own = torch.arange(len(by_text), device=by_text.device)
-    filled, n = label["cell"], len(COLOUR) + 1
-    weight = torch.where(filled[:, 0] < len(COLOUR), 1.0, 0.1)  # most cells are empty
-    wrong = F.cross_entropy(out.cells[:, :n], filled[:, 0], reduction="none")
-    wrong = wrong + F.cross_entropy(out.cells[:, n:], filled[:, 1], reduction="none")
     parts = {
         "caption": _next_token(out.caption.logits, label["caption"][:, 1:]),
-        "answer": _next_token(out.answer.logits, answered),
         "match": (F.cross_entropy(by_text, own) + F.cross_entropy(spoilt_too, own)) / 2,
         "hidden": _guessed(out.hidden, label["text"], label["hidden"]),
-        "cells": (wrong * weight).sum() / weight.sum(),
-        "look": (
-            _looked(out.caption.attention[-1][:, 0], label["look"], label["shares"])
-            + _looked(out.answer.attention[-1][:, 0], label["search"], label["shares"])
-        ),
     }
+    if out.answer is not None:
+        place = torch.arange(label["question"].shape[1] - 1, device=by_text.device)
+        answered = label["question"][:, 1:].masked_fill(place < label["asked"][:, None], PADDING)
+        parts["answer"] = _next_token(out.answer.logits, answered)
+    if out.cells is not None:
+        parts["cells"] = _filled_right(out.cells, label["cell"])
+        parts["look"] = _looked(out.caption.attention[-1][:, 0], label["look"], label["shares"])
+        parts["look"] = parts["look"] + _looked(out.answer.attention[-1][:, 0], label["search"], label["shares"])
     total = sum({**TERMS, **recipe.train.weights}[name] * part for name, part in parts.items())
     return total, {**parts, "rate": out.seen.spikes.mean()}
 
 
 def _next_token(logits: Tensor, tokens: Tensor) -> Tensor:
     """logits (B, L, n) of what comes after each token, tokens (B, L - 1) that came."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens.flatten(), ignore_index=PADDING)
+    wrong = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens.flatten(), ignore_index=PADDING, reduction="sum")
+    return wrong / (tokens != PADDING).sum().clamp(min=1)  # of no picture was anything asked
+
+
+def _filled_right(logits: Tensor, filled: Tensor) -> Tensor:
+    """logits (B, colours + shapes + 2, N), filled (B, 2, N): colour and shape of what fills each cell."""
+    n = len(COLOUR) + 1
+    weight = torch.where(filled[:, 0] < len(COLOUR), 1.0, 0.1)  # most cells are empty
+    wrong = F.cross_entropy(logits[:, :n], filled[:, 0], reduction="none")
+    wrong = wrong + F.cross_entropy(logits[:, n:], filled[:, 1], reduction="none")
+    return (wrong * weight).sum() / weight.sum()
 
 
 def _guessed(logits: Tensor, tokens: Tensor, shown: Tensor) -> Tensor:
@@ -345,61 +333,3 @@ def _looked(attention: Tensor, look: Tensor, shares: Tensor) -> Tensor:
     on = object_cells(shares).gather(1, look.clamp(min=0)[..., None].expand(-1, -1, shares.shape[-1]))
     share = (attention[..., :-1] * on).sum(-1)
     return -(share.clamp(min=1e-4).log() * there).sum() / there.sum().clamp(min=1)
-
-
-@torch.no_grad()
-def score(model: VisionLanguageModel, shown: list[Scene], distinct: int = 100) -> dict[str, Any]:
-    """Scores on scenes: recall of `distinct` scenes of which no two show the same, captions against five references,
-    answers by kind, and how often attention lies on the object that is spoken of."""
-    model.eval()
-    texts = Texts(scenes.words())
-    captions, hits, answers = [], list[bool](), dict[str, list[float]]()
-    asked_blind: dict[str, Counter[str]] = {}
-    embeddings, found = list[Tensor](), dict[tuple[str, ...], Scene]()
-    for scene in tqdm(shown, "scenes", leave=False):
-        seen = model.encode_image(torch.from_numpy(scene.image)[None])
-        said = model.generate(seen, model.begin(1))[0].tolist()
-        captions.append(texts.text(said))
-        hits += _hits(model, texts, seen, scene)
-        for question in scene.questions:
-            asked = torch.tensor([texts.question(question.text)])
-            answer = texts.text(model.generate(seen, asked, most=4)[0].tolist())
-            answers.setdefault(question.kind, []).append(vqa_accuracy(answer, [question.answer]))
-            alike = " ".join(word for word in question.text.split() if word not in COLOURS)
-            asked_blind.setdefault(alike, Counter())[question.answer] += 1
-        key = tuple(thing.name for thing in scene.things)
-        if key not in found and len(found) < distinct:
-            found[key] = scene
-            embeddings.append(seen.embedding)
-    padded = nn.utils.rnn.pad_sequence(
-        [torch.tensor(texts.tokens(scene.captions[0])) for scene in found.values()], batch_first=True
-    )
-    similarity = (torch.cat(embeddings) @ model.encode_text(padded).T).numpy()
-    right, references = np.eye(len(found), dtype=bool), [scene.captions for scene in shown]
-    every = [value for values in answers.values() for value in values]
-    return {
-        "scenes": len(shown), "distinct": len(found),
-        "image_to_text": {f"recall@{k}": round(recall_at(similarity, right, k), 4) for k in (1, 5, 10)},
-        "text_to_image": {f"recall@{k}": round(recall_at(similarity.T, right, k), 4) for k in (1, 5, 10)},
-        "bleu4": round(bleu4(captions, references), 4), "rouge_l": round(rouge_l(captions, references), 4),
-        "cider": round(cider(captions, references), 4),
-        "vqa": {"overall": round(float(np.mean(every)), 4)}
-        | {kind: round(float(np.mean(values)), 4) for kind, values in sorted(answers.items())},
-        # Who cannot see, and knows of each kind of question the answer that is right most often.
-        "vqa_blind": round(sum(max(counted.values()) for counted in asked_blind.values()) / len(every), 4),
-        "questions": len(every), "attention_hit": round(float(np.mean(hits)), 4), "words_looked_at": len(hits),
-        "attention_by_chance": round(float(np.mean([t.mask.mean() for scene in shown for t in scene.things])), 4),
-    }  # fmt: skip
-
-
-def _hits(model: VisionLanguageModel, texts: Texts, seen: ImageCode, scene: Scene) -> list[bool]:
-    """For each object of the first caption, whether the decoder looked at it as it said its shape."""
-    tokens = torch.tensor([texts.caption(scene.captions[0])])
-    looked = model.decode(tokens, seen).attention[-1][0, 0, :, :-1].unflatten(-1, model.image.grid).numpy()
-    hits, (height, width) = [], scene.image.shape[:2]
-    masks = {thing.name: thing.mask for thing in scene.things}
-    for weights, name in zip(looked, shapes_after(scene.captions[0])):
-        if name in masks:
-            drawn = cv2.resize(weights, (width, height), interpolation=cv2.INTER_CUBIC)  # as the overlay
-            hits.append(pointing_game(drawn, masks[name]))
-    return hits
