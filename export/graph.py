@@ -33,12 +33,14 @@ def export_graph(part: nn.Module, args: tuple[Tensor, ...], inputs: list[str], o
     assert program is not None
     for value in program.model.graph.outputs:  # what each value was in torch is of no use on a robot
         value.metadata_props.clear()
+    inner = list(program.model.graph.initializers.values())
     for node in program.model.graph:
         node.metadata_props.clear()
         node.doc_string = None
-        for value in node.outputs:  # some are called by their operator, as an output may be
-            if value.name in outputs and not value.is_graph_output():
-                value.name = f"{value.name}_"
+        inner += node.outputs
+    for i, value in enumerate(inner):  # some are called by their operator, as an output may be
+        if value.name in outputs and not value.is_graph_output():
+            value.name = f"{value.name}.inner{i}"
     buffer = io.BytesIO()
     program.save(buffer)
     return buffer.getvalue()

@@ -16,7 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-
 from export.language import GOLDEN_TICKS, write_language
 from mm_edge.bundle import Bundle
 from mm_edge.engine import golden

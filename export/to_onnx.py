@@ -362,7 +362,7 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
             "ticks": recipe.train.ticks,
             "data": {  # nobody's folders
                 key: [Path(path).name for path in value] if key == "recordings" else value
-                for key, value in recipe.data.items() if key != "folder"
+                for key, value in recipe.data.items() if key not in ("folder", "words")
             },
         },
         "card": Path(__file__).parents[1] / "training" / "recipes" / f"{recipe.task}.md",

@@ -6,6 +6,7 @@
     RetrievalPipeline(...).search("a red ball", k=5)      # after .add(images)
     ZeroShotPipeline(..., ["a red ball", "a blue box"])(image)
     GenerationPipeline(...)(image, "the robot sees")      # goes on with what is said already
+    QuestionPipeline(...)(image, "how many", examples=[(other, "how many", "two"), ...])     # of models that can
 
 Each pipeline takes a bundle's folder, a Bundle, or a `Language` that others use, too. On a robot the model looks at a
 stream of frames instead, in a `Pipeline`; `Language` is what both have in common.
@@ -143,13 +144,18 @@ class Language:
     def embed(self, text: str, lenient: bool = False) -> np.ndarray:
         """The embedding float32 (D,), of length 1, of a text. `lenient`: without the words that it does not know.
         Raises SampleError for a text that cannot be read."""
+        return self.model.read(self.readable(text, lenient))["embedding"][0].copy()
+
+    def readable(self, text: str, lenient: bool = False) -> np.ndarray:
+        """The tokens int64 (length,) of a text to embed. Raises SampleError for a text that cannot be read."""
         if self.spec.text is None or self.bundle.outputs.embedding is None:
             raise BundleError(f"{self.bundle.path}: expected a bundle that compares, this one has no embedding")
-        return self.model.read(self._padded(self.tokens(text, lenient)))["embedding"][0].copy()
+        return self._padded(self.tokens(text, lenient))
 
-    def tokens(self, text: str, lenient: bool = False) -> list[int]:
-        """Raises SampleError for an empty text or, unless `lenient`, for one with words that nobody taught it."""
-        tokens, unknown = self.tokenizer.encode(clean(text))
+    def tokens(self, text: str, lenient: bool = False, before: str = "") -> list[int]:
+        """Of a text with, say, a blank `before` it. Raises SampleError for an empty text or, unless `lenient`, for one
+        with words that nobody taught it."""
+        tokens, unknown = self.tokenizer.encode(before + clean(text))
         if unknown and not (lenient and tokens):
             raise SampleError("text", "words that the model knows", f"unknown {unknown[:5]}")
         if not tokens:
@@ -170,38 +176,68 @@ class Language:
         padded[: len(tokens) + spec.length - room] = [*spec.begin, *tokens, *spec.end]
         return padded
 
-    def prompt(self, name: str, question: str | None = None, begin: str = "") -> list[int]:
-        """The tokens of "caption" or "question", with the question in its place and what is said already behind it; -1
-        for each row of the image. A question that the text's graph reads is read. Raises SampleError."""
+    def rows(self) -> np.ndarray:
+        """What of the image that was seen last goes into a prompt: float32 (n, D), to keep; (0, 0) if nothing does."""
+        spec = self.spec.decoder
+        return held(self.model, spec.rows)[0].copy() if spec and spec.rows else np.zeros((0, 0), np.float32)
+
+    def about(
+        self,
+        image: np.ndarray,
+        name: str,
+        question: str | None = None,
+        begin: str = "",
+        examples: Iterable[tuple[np.ndarray, str | None, str]] = (),
+    ) -> tuple[list[int], np.ndarray]:
+        """Look at an image. A prompt about it, and the rows (n, D) of all the images in it: behind `examples`, each an
+        image, a question, if one is asked, and what is to be said, which are looked at before. Raises as `prompt`."""
+        prompt, rows, ask = list[int](), list[np.ndarray](), name
+        for shown, asked, answer in examples:
+            self.look(shown)
+            prompt = self.prompt(ask, asked, answer, prompt)
+            rows.append(self.rows())
+            ask = f"next_{name}"
+        self.look(image)
+        return self.prompt(ask, question, begin, prompt), np.concatenate([*rows, self.rows()])
+
+    def prompt(self, name: str, question: str | None = None, begin: str = "", before: Sequence[int] = ()) -> list[int]:
+        """The tokens of a prompt, such as "caption" or "question", behind those `before` it, with the question in its
+        place and what is said already behind it; -1 for each row of the image. A question that the text's graph reads
+        is read. Raises BundleError for a prompt that it does not know, SampleError."""
         spec = self.spec.decoder
         if spec is None or name not in spec.prompts:
             known = sorted(spec.prompts) if spec else []
             raise BundleError(f"{self.bundle.path}: expected a bundle that can do a {name}, this one can do {known}")
-        asked = [] if question is None else self.tokens(question)
-        if question is not None and "question" not in spec.prompts[name]:
-            self.model.read(self._padded(asked))
-        tokens: list[int] = []
+        tokens, blank, asked = list(before), "", question is None
         for piece in spec.prompts[name]:
             if piece == "image":
                 assert spec.rows is not None
                 tokens += [-1] * held(self.model, spec.rows).shape[1]
-            elif piece == "question":
-                tokens += asked
+            elif piece.endswith("question"):
+                if question is not None:
+                    tokens += self.tokens(question, before=piece.removesuffix("question"))
+                asked = True
+            elif piece.endswith("answer"):
+                blank = piece.removesuffix("answer")
             else:
                 tokens += map(int, piece.split())
-        tokens += self.tokens(begin) if begin else []
+        if not asked:
+            assert question is not None
+            self.model.read(self._padded(self.tokens(question)))
+        tokens += self.tokens(begin, before=blank) if begin else []
         if len(tokens) >= spec.length:
             raise SampleError("text", f"less than {spec.length} tokens with the prompt", f"{len(tokens)}")
         return tokens
 
-    def say(self, prompt: Sequence[int], most: int = MOST_TOKENS) -> Iterator[Token]:
-        """What comes after the prompt, about what was seen last: the likeliest token after the other, until its end."""
+    def say(self, prompt: Sequence[int], most: int = MOST_TOKENS, rows: np.ndarray | None = None) -> Iterator[Token]:
+        """What comes after the prompt, about what was seen last: the likeliest token after the other, until its end.
+        `rows` (n, D) of the images in the prompt, if they are several."""
         spec, decoder = self.spec.decoder, self._decoder
         assert spec is not None and decoder is not None
         decoder.reset()
-        rows = iter(held(self.model, spec.rows)[0] if spec.rows else ())
+        row = iter(self.rows() if rows is None else rows)
         for token in prompt:
-            outputs = decoder.feed(token, next(rows) if token == -1 else None)
+            outputs = decoder.feed(token, next(row) if token == -1 else None)
         said: list[int] = []
         while True:
             logits = outputs["logits"][0]
@@ -233,15 +269,31 @@ def caption_of(tokens: Iterable[Token]) -> Caption:
     return Caption(text, float(np.exp(np.mean(logprobs))) if logprobs else 0.0)
 
 
+def words_of(tokens: Iterable[Token]) -> list[tuple[str, np.ndarray | None]]:
+    """The words of what is said, each with the mean attention (rows, cols) of its tokens."""
+    words, seen, said = list[str](), list[list[np.ndarray]](), 0
+    for token in tokens:
+        more, said = token.text[said:], len(token.text)
+        if not words or more[:1].isspace():
+            words.append("")
+            seen.append([])
+        words[-1] += more.strip()
+        seen[-1] += [token.attention] if token.attention is not None else []
+    return [(word, np.mean(those, axis=0) if those else None) for word, those in zip(words, seen)]
+
+
 class CaptionPipeline:
-    """image -> Caption."""
+    """image -> Caption. `examples`: images and their captions, for models that learn from what a prompt shows."""
 
     def __init__(self, bundle: Source):
         self.language = Language.of(bundle)
 
-    def __call__(self, image: np.ndarray, most: int = MOST_TOKENS) -> Caption:
-        self.language.look(image)
-        return caption_of(self.language.say(self.language.prompt("caption"), most))
+    def __call__(
+        self, image: np.ndarray, most: int = MOST_TOKENS, examples: Sequence[tuple[np.ndarray, str]] = ()
+    ) -> Caption:
+        shown = [(example, None, caption) for example, caption in examples]
+        prompt, rows = self.language.about(image, "caption", examples=shown)
+        return caption_of(self.language.say(prompt, most, rows))
 
 
 class GenerationPipeline:
@@ -251,20 +303,27 @@ class GenerationPipeline:
         self.language = Language.of(bundle)
 
     def __call__(self, image: np.ndarray, begin: str, most: int = MOST_TOKENS) -> Caption:
-        self.language.look(image)
-        more = caption_of(self.language.say(self.language.prompt("caption", begin=begin), most))
+        prompt, rows = self.language.about(image, "caption", begin=begin)
+        more = caption_of(self.language.say(prompt, most, rows))
         return Caption(f"{clean(begin)} {more.text}".strip(), more.score)
 
 
 class QuestionPipeline:
-    """image, question -> Caption, the answer."""
+    """image, question -> Caption, the answer. `examples`: images, questions and their answers, for models that learn
+    from what a prompt shows."""
 
     def __init__(self, bundle: Source):
         self.language = Language.of(bundle)
 
-    def __call__(self, image: np.ndarray, question: str, most: int = MOST_TOKENS) -> Caption:
-        self.language.look(image)
-        return caption_of(self.language.say(self.language.prompt("question", question), most))
+    def __call__(
+        self,
+        image: np.ndarray,
+        question: str,
+        most: int = MOST_TOKENS,
+        examples: Sequence[tuple[np.ndarray, str | None, str]] = (),
+    ) -> Caption:
+        prompt, rows = self.language.about(image, "question", question, examples=examples)
+        return caption_of(self.language.say(prompt, most, rows))
 
 
 class Match(NamedTuple):

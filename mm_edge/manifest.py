@@ -22,6 +22,7 @@ from mm_edge.types import FITS, KINDS, StreamSpec
 
 FORMAT = 1
 MAX_TOKENS = 100_000  # of a prompt and what is said
+PROMPTS = ("caption", "question", "next_caption", "next_question")
 MANIFEST, GOLDEN, VOCABULARY, TOKENIZER = "manifest.json", "golden.npz", "vocabulary.json", "tokenizer.json"
 
 
@@ -122,7 +123,9 @@ class DecoderSpec:
     rows: str | None
     end: int  # the token that ends what is said
     unsaid: tuple[int, ...]  # tokens that are never said
-    # Of "caption" and "question": each piece "question", "image" or tokens, such as "61 17".
+    # Those of PROMPTS that it can do, in pieces: "image", "question", tokens such as "61 17", and last, where what is
+    # said begins, "answer". A blank before "question" or "answer" is one before that text. A "next_..." goes on behind
+    # an answer, so that examples can come before what is asked.
     prompts: dict[str, tuple[str, ...]]
 
 
@@ -269,11 +272,14 @@ def _check_language(m: Manifest, expect: Callable[..., None]) -> None:
         expect(around < language.text.length, f"language.text.length above the {around} tokens around a text")
     if language.decoder:
         for name, pieces in language.decoder.prompts.items():
-            expect(name in ("caption", "question"), "prompts for caption and question", name)
-            for piece in pieces:
-                tokens = all(t.isascii() and t.isdigit() and len(t) < 10 for t in piece.split()) and piece.strip()
-                known = piece in ("question", "image") or tokens
-                expect(bool(known), f"prompts.{name} of question, image and tokens", piece)
+            expect(name in PROMPTS, "prompts for caption and question, next_caption and next_question", name)
+            last = len(pieces) - 1
+            for i, piece in enumerate(pieces):
+                known = piece in ("image", "question", " question", *(("answer", " answer") if i == last else ()))
+                known = known or re.fullmatch("[0-9]{1,9}( [0-9]{1,9})*", piece) is not None
+                expect(known, f"prompts.{name} of question, image and tokens, and last answer", piece)
+            rows = language.decoder.rows is not None or "image" not in pieces
+            expect(rows, f"language.decoder.rows for the image in prompts.{name}")
 
 
 def _wrong_stream(spec: StreamSpec) -> str | None:
