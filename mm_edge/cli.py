@@ -14,6 +14,8 @@ COMMANDS = {
     "demo": "a simulated robot driven by the shipped model, over real ROS 2 where there is one",
     "record": "write recordings",
     "replay": "run a recording through a bundle as fast as it goes; outputs as JSON lines",
+    "view": "what a robot sees, hears, thinks and does, in a browser: of a recording, or live",
+    "search": "find moments in what robots saw, by words or by a picture",
     "bench": "what a tick costs beside the bare engine",
     "doctor": "what works on this machine, and what to install for the rest",
 }

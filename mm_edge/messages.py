@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from mm_edge.errors import BundleError, EdgeError, MissingDependency, SampleError
-from mm_edge.types import NS, Action, Audio, Output, Sample, Scan, StreamSpec
+from mm_edge.types import NS, Action, Attention, Audio, Caption, Event, Output, Sample, Scan, StreamSpec
 
 TWIST = ("linear_x", "linear_y", "linear_z", "angular_x", "angular_y", "angular_z")
 DRIVEN = ("linear_x", "angular_z")  # of these, what moves a base
@@ -126,6 +126,25 @@ def output_to_json(output: Output) -> str:
     for attention in fields["attention"]:
         attention["weights"] = np.round(np.float64(attention["weights"]), 4)
     return json.dumps(fields, default=lambda numpy_value: numpy_value.tolist(), allow_nan=False)
+
+
+def output_from_json(text: str) -> Output:
+    """What `output_to_json` wrote. Raises ValueError for anything else."""
+    try:
+        fields = json.loads(text)
+        fields["ages_s"] = {name: math.inf if age_s is None else age_s for name, age_s in fields["ages_s"].items()}
+        for name in ("reasons", "notes"):
+            fields[name] = tuple(fields[name])
+        if action := fields["action"]:
+            values = np.array(action["values"], np.float32).reshape(-1, len(action["names"]))
+            fields["action"] = Action(tuple(action["names"]), values, action["dt_s"])
+        weights = [np.array(attention.pop("weights"), np.float32) for attention in fields["attention"]]
+        fields["attention"] = tuple(Attention(**rest, weights=w) for rest, w in zip(fields["attention"], weights))
+        fields["caption"] = Caption(**fields["caption"]) if fields["caption"] else None
+        fields["events"] = tuple(Event(**event) for event in fields["events"])
+        return Output(**fields)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"expected an output as JSON, got {text[:60]!r} ({error!r})") from error
 
 
 def _stamp_ns(spec: StreamSpec, stamp: Any) -> int:

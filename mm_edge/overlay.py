@@ -6,6 +6,8 @@ picture = draw(rgb, output, title="drive to the red ball")
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from mm_edge.types import Action, Attention, Output
 MIN_WIDTH = 640  # smaller frames are enlarged to this, so that text can be read,
 MAX_HEIGHT = 1280  # unless they become higher than this
 BAR = 54  # height of the bar below the frame
+COLUMNS, LINE = 6, 26  # tiles of words in a row; height of a line of text
+SHEET_COLUMNS, THUMB = 5, (320, 240)
 INK, DIM, BAD, GOOD, AMBER, SHADE = (
     (240, 240, 240),
     (150, 150, 150),
@@ -32,32 +36,113 @@ def draw(rgb: np.ndarray, output: Output, title: str = "") -> np.ndarray:
     below each stream's age, red if masked. Without an action the reason is written over the frame.
     Raises MissingDependency without cv2.
     """
+    cv2 = _cv2()
+    frame = _enlarged(cv2, rgb)
+    if output.attention:
+        frame = _heated(cv2, frame, output.attention[0])
+    if output.action:
+        _arrow(cv2, frame, output.action)
+    _caption(cv2, frame, title, output)
+    return np.vstack([frame, _bar(cv2, frame.shape[1], output)])
+
+
+def draw_words(
+    rgb: np.ndarray, text: str, words: Sequence[tuple[str, np.ndarray | None]], question: str = ""
+) -> np.ndarray:
+    """What was said of a frame, uint8 (h, w, 3) -> uint8 (h', w', 3), RGB, the sides even; `rgb` is not changed.
+
+    Below the frame stand the question, if it was one, and the text; below those a tile for each of its words, with
+    where the model looked as it said it: weights (rows, cols), if any are known. A single word's are shown on the
+    frame itself. Raises MissingDependency without cv2.
+    """
+    cv2 = _cv2()
+    frame = _enlarged(cv2, rgb)
+    height, width = frame.shape[:2]
+    rows = [_text(cv2, width, question, DIM)] if question else []
+    rows += [_text(cv2, width, text, INK)]
+    if len(words) == 1 and words[0][1] is not None:
+        frame = _heated(cv2, frame, Attention("", 0, words[0][1]))
+    elif any(weights is not None for _, weights in words):
+        tile = cv2.resize(frame, (width // COLUMNS, max(1, height // COLUMNS)), interpolation=cv2.INTER_AREA)
+        for i in range(0, len(words), COLUMNS):
+            row = np.full((len(tile) + LINE, width, 3), SHADE, np.uint8)
+            for x, (word, weights) in zip(range(0, width, tile.shape[1]), words[i : i + COLUMNS]):
+                cell = row[:, x : x + tile.shape[1]]
+                shown = tile if weights is None else _heated(cv2, tile, Attention("", 0, weights))
+                cell[: len(tile), 1:-1] = shown[:, 1:-1]
+                _write(cv2, cell, word, (6, len(tile) + 17), INK, 0.45)
+            rows.append(row)
+    picture = np.vstack([frame, *rows])
+    return picture[: len(picture) // 2 * 2]
+
+
+def draw_sheet(pictures: Sequence[tuple[np.ndarray, str, str]], title: str) -> np.ndarray:
+    """Pictures, each uint8 (h, w, 3) with two lines for below it, in rows -> uint8 (h', w', 3), RGB.
+    Raises MissingDependency without cv2."""
+    cv2 = _cv2()
+    columns = min(SHEET_COLUMNS, len(pictures))
+    (width, height), foot, gap = THUMB, 2 * LINE - 8, 12
+    size = (LINE + gap + -(-len(pictures) // columns) * (height + foot + gap), gap + columns * (width + gap))
+    sheet = np.full((*size, 3), SHADE, np.uint8)
+    _write(cv2, sheet, title, (gap, 25), INK, 0.6)
+    for i, (rgb, line, small_line) in enumerate(pictures):
+        y, x = LINE + gap + i // columns * (height + foot + gap), gap + i % columns * (width + gap)
+        cell = sheet[y : y + height + foot, x : x + width]
+        scale = min(width / rgb.shape[1], height / rgb.shape[0])
+        w, h = max(1, round(scale * rgb.shape[1])), max(1, round(scale * rgb.shape[0]))
+        thumb = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        cell[height - h : height, (width - w) // 2 :][:, :w] = thumb
+        _write(cv2, cell, line, (2, height + 18), INK)
+        _write(cv2, cell, small_line, (2, height + 37), DIM, 0.45)
+    return sheet
+
+
+def _enlarged(cv2, rgb: np.ndarray) -> np.ndarray:
+    scale = max(1.0, min(MIN_WIDTH / rgb.shape[1], MAX_HEIGHT / rgb.shape[0]))
+    width, height = (max(2, 2 * round(n * scale / 2)) for n in rgb.shape[1::-1])
+    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _heated(cv2, frame: np.ndarray, attention: Attention) -> np.ndarray:
+    colour, opacity = heat_map(attention, frame.shape[1], frame.shape[0])
+    return cv2.blendLinear(colour, frame, opacity, 1 - opacity)
+
+
+def _text(cv2, width: int, text: str, colour: tuple[int, int, int]) -> np.ndarray:
+    """In as many lines as it takes, up to four."""
+    lines, line = list[str](), ""
+    for word in text.split() or ["-"]:
+        if line and _width(cv2, f"{line} {word}", 0.6) > width - 24:
+            lines, line = [*lines, line], word
+        else:
+            line = f"{line} {word}".strip()
+    lines = [*lines, line]
+    lines = [*lines[:3], " ".join(lines[3:])] if len(lines) > 4 else lines
+    strip = np.full((LINE * len(lines) + 8, width, 3), SHADE, np.uint8)
+    for i, line in enumerate(lines):
+        _write(cv2, strip, line, (12, LINE * i + 22), colour, 0.6)
+    return strip
+
+
+def heat_map(attention: Attention, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Its colours, uint8 (height, width, 3), RGB, and how much of them is to be seen, float32 (height, width), 0 to 1.
+    Even attention is nowhere to be seen; the peak glows. Raises MissingDependency without cv2."""
+    cv2 = _cv2()
+    weights = attention.weights
+    excess = np.clip(weights * weights.size - 1, 0, None)  # times above the mean
+    excess = excess / max(float(excess.max()), 1.0)
+    heat = cv2.resize(excess.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    heat = np.clip(heat, 0, 1)
+    colour = cv2.applyColorMap((105 + 150 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return cv2.cvtColor(colour, cv2.COLOR_BGR2RGB), 0.7 * heat
+
+
+def _cv2() -> Any:
     try:
         import cv2
     except ImportError:
         raise MissingDependency("drawing overlays", "cv2", "camera") from None
-    scale = max(1.0, min(MIN_WIDTH / rgb.shape[1], MAX_HEIGHT / rgb.shape[0]))
-    width, height = (max(2, 2 * round(n * scale / 2)) for n in rgb.shape[1::-1])
-    frame = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_CUBIC)
-    if output.attention:
-        frame = _heat(cv2, frame, output.attention[0])
-    if output.action:
-        _arrow(cv2, frame, output.action)
-    _caption(cv2, frame, title, output)
-    return np.vstack([frame, _bar(cv2, width, output)])
-
-
-def _heat(cv2, frame: np.ndarray, attention: Attention) -> np.ndarray:
-    """Even attention leaves the frame as it is; the peak glows."""
-    weights = attention.weights
-    excess = np.clip(weights * weights.size - 1, 0, None)  # times above the mean
-    excess = excess / max(float(excess.max()), 1.0)
-    heat = cv2.resize(excess.astype(np.float32), frame.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    heat = np.clip(heat, 0, 1)
-    colour = cv2.applyColorMap((105 + 150 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    colour = cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
-    opacity = 0.7 * heat
-    return cv2.blendLinear(colour, frame, opacity, 1 - opacity)
+    return cv2
 
 
 def _arrow(cv2, frame: np.ndarray, action: Action) -> None:

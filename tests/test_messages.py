@@ -13,8 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mm_edge.errors import BundleError, SampleError
-from mm_edge.messages import MESSAGE_TYPES, TWIST, action_to_ros, from_ros, output_to_json, to_ros, twist_from_ros
-from mm_edge.types import Action, Attention, Audio, Output, Scan, StreamSpec
+from mm_edge.messages import (
+    MESSAGE_TYPES,
+    TWIST,
+    action_to_ros,
+    from_ros,
+    output_from_json,
+    output_to_json,
+    to_ros,
+    twist_from_ros,
+)
+from mm_edge.types import Action, Attention, Audio, Caption, Event, Output, Scan, StreamSpec
 
 STAMP_NS, ARRIVAL_NS = 1_700_000_000_123_456_789, 1_700_000_000_200_000_000
 IMAGE, COMPRESSED, CLOUD = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/PointCloud2"
@@ -387,6 +396,16 @@ def test_an_output_is_one_line_of_json():
         "gates": {"camera": 0.5},
         "values": {"go": 0.75},
     }
+    assert output_to_json(output_from_json(line)) == line
+    assert output_from_json(line).ages_s == {"camera": 5e-9, "scan": math.inf}
+
+
+def test_an_output_is_read_with_all_that_it_may_hold():
+    said = Output(1, {}, {}, {}, caption=Caption("a red ball", 0.5), events=(Event("beep", 1.0, 2),))
+    assert output_from_json(output_to_json(said)) == said
+    for text in ("[]", "{}", "nothing", output_to_json(said).replace('"beep"', '"beep", "more": 1')):
+        with pytest.raises(ValueError):
+            output_from_json(text)
 
 
 # Whatever comes ----------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ def _checks(bundle: Path) -> Iterator[Check]:
     yield from _gpu()
     yield from _ros()
     yield _library("recording", "rosbags", install("record"))
+    yield _library("viewer", "rerun", install("viewer"))
 
 
 def _library(name: str, module: str, fix: str, needed: bool = False) -> Check:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Raises EdgeError if the bundle or the recording cannot be used, or a fault makes no sense."""
     bundle = Bundle.read(args.bundle)
-    topics = _parse_topics(args.topics, [spec.name for spec in bundle.streams]) if args.topics else None
+    topics = parse_topics(args.topics, [spec.name for spec in bundle.streams]) if args.topics else None
     faults = Faults(args.faults, {spec.name: spec.kind for spec in bundle.streams}) if args.faults else None
     timeline = events(args.recording, bundle.streams, bundle.tick, topics, faults=faults)
     pipeline = Pipeline(bundle, engine="cpu")
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parse_topics(arguments: list[str], streams: list[str]) -> dict[str, str]:
+def parse_topics(arguments: list[str], streams: list[str]) -> dict[str, str]:
+    """Stream -> topic, of arguments STREAM=TOPIC. Raises RecordingError."""
     topics = dict(argument.partition("=")[::2] for argument in arguments)
     if wrong := [name for name, topic in topics.items() if name not in streams or not topic]:
         raise RecordingError(f"--topic: expected STREAM=TOPIC with a stream of {streams}, got {wrong}")
