@@ -236,18 +236,21 @@ def publish(path: Path) -> None:
 
 
 def read(
-    path: str | Path, specs: Iterable[StreamSpec], topics: Mapping[str, str] | None = None
+    path: str | Path,
+    specs: Iterable[StreamSpec],
+    topics: Mapping[str, str] | None = None,
+    log_time_ns: int | None = None,
 ) -> Iterator[Sample | SampleError | Command | Tick]:
     """What a recording holds of the streams `specs`, in the order of log time, read as it is asked for.
 
     Reads what `RecordingWriter` wrote, and with `topics` (stream -> topic) any ROS 2 bag (MCAP, sqlite3; folder or
     file) or ROS 1 bag; where a recording knows its streams, they replace those that they name. A message that is no
     sample of its stream is yielded as the SampleError that says why. Twists on other topics are yielded as commands.
-    Streams that were not recorded are absent.
+    Streams that were not recorded are absent. `log_time_ns`: only what came in that instant, found without reading all.
 
     Raises RecordingError, naming the file, if it is missing, damaged or no recording, or one of `topics` is not in it.
     """
-    path = Path(path)
+    path, stop_ns = Path(path), None if log_time_ns is None else log_time_ns + 1
     with named(path, "cannot be read"), _open(path) as bag:
         known = {_absolute(connection.topic) for connection in bag.connections}
         told = _read_json(bag, META).get("streams") or {}
@@ -266,7 +269,7 @@ def read(
             c for c in bag.connections if _absolute(c.topic) in {TICK, *by_topic} or c.msgtype in (TWIST, TWIST_STAMPED)
         ]
         left = {c.id: c.msgcount for c in wanted}
-        for connection, time_ns, raw in bag.messages(wanted) if wanted else ():
+        for connection, time_ns, raw in bag.messages(wanted, log_time_ns, stop_ns) if wanted else ():
             left[connection.id] -= 1
             topic, msg = _absolute(connection.topic), bag.deserialize(raw, connection.msgtype)
             if topic in by_topic:
@@ -275,7 +278,7 @@ def read(
                 yield Tick(time_ns, _object(msg.data))
             else:
                 yield Command(topic[1:], time_ns, twist_from_ros(msg))
-        if any(left.values()):
+        if log_time_ns is None and any(left.values()):
             raise RecordingError(f"{path}: damaged: lacks messages of {[c.topic for c in wanted if left[c.id]]}")
 
 
