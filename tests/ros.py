@@ -42,8 +42,8 @@ class Graph:
         self.node.create_subscription(kind, topic, heard.append, qos)
         return heard
 
-    def spin(self) -> None:
-        self._executor.spin_once(timeout_sec=0.005)
+    def spin(self, timeout_s: float = 0.005) -> None:
+        self._executor.spin_once(timeout_sec=timeout_s)
 
     def wait(self, condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
         """The condition's first true value; meanwhile every node must stay alive."""

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ros2_ws" / "src" / "mm_edge_ros"
-NODES = ("edge_node", "watchdog_node", "record_node", "sim_node", "demo_node")
+NODES = {f"{name}_node" for name in ("edge", "watchdog", "caption", "record", "view", "search", "sim", "demo")}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_an_install_has_everything_ament_looks_for(prefix):
         for path in source.iterdir():
             if path.is_file():
                 assert (share / "mm_edge_ros" / folder / path.name).read_bytes() == path.read_bytes()
-    assert {path.name for path in (prefix / "bin").iterdir()} == set(NODES)
+    assert {path.name for path in (prefix / "bin").iterdir()} == NODES
 
 
 def test_the_package_depends_on_what_it_imports():
@@ -56,33 +56,41 @@ def test_the_package_depends_on_what_it_imports():
 
 def test_launch_files_start_programs_that_exist():
     for path in (ROOT / "launch").glob("*.launch.py"):
-        assert set(re.findall(r'executable="(\w+)"', path.read_text())) <= set(NODES)
+        assert set(re.findall(r'executable="(\w+)"', path.read_text())) <= NODES
 
 
-def test_the_parameter_file_reaches_the_nodes_and_names_only_what_they_know(tmp_path):
+@pytest.mark.parametrize("name", ["drive.yaml", "vlm.yaml"])
+def test_the_parameter_file_reaches_the_nodes_and_names_only_what_they_know(tmp_path, name):
     import ros  # skips where there is no ROS 2
     from rcl_interfaces.srv import GetParameters
     from toy_bundle import write_toy_bundle
+    from toy_language import write_toy_language
 
-    write_toy_bundle(tmp_path / "toy")
-    given = yaml.safe_load((ROOT / "launch" / "drive.yaml").read_text())["/**"]
-    given["watchdog_node"]["ros__parameters"]["deadline_ms"] = 170.0
-    given["edge_node"]["ros__parameters"]["image_transport"] = "compressed"
+    write_toy_bundle(tmp_path / "edge_node")
+    write_toy_language(tmp_path / "caption_node")
+    given = yaml.safe_load((ROOT / "launch" / name).read_text())["/**"]
+    for node, change in {
+        "watchdog_node": {"deadline_ms": 170.0},
+        "edge_node": {"image_transport": "compressed"},
+        "caption_node": {"rate_hz": 0.5, "labels": ["a red ball", "blue"]},
+    }.items():
+        if node in given:
+            given[node]["ros__parameters"] |= change
     (tmp_path / "given.yaml").write_text(yaml.safe_dump({"/**": given}))
     with ros.ros_graph(tmp_path / "logs") as graph:
         for node, parameters in given.items():
-            own = {"bundle": tmp_path / "toy"} if node == "edge_node" else {}
+            own = {"bundle": tmp_path / node} if (tmp_path / node).exists() else {}
             graph.nodes.start(node, own, {"__ns": "/robot"}, params_file=tmp_path / "given.yaml")
             wanted = parameters["ros__parameters"]
             answer = graph.call(GetParameters, f"/robot/{node}/get_parameters", names=[*wanted])
-            kinds = {bool: "bool_value", str: "string_value", float: "double_value"}
+            kinds = {bool: "bool_value", str: "string_value", float: "double_value", list: "string_array_value"}
             got = [getattr(value, kinds[type(want)]) for want, value in zip(wanted.values(), answer.values)]
             assert got == [*wanted.values()]
 
 
 @contextlib.contextmanager
-def launched(prefix, tmp_path, *arguments):
-    """drive.launch.py with the toy bundle in a ROS graph of its own. Yields the graph."""
+def launched(prefix, tmp_path, *arguments, name="drive"):
+    """A launch file with the bundle "toy" in a ROS graph of its own. Yields the graph."""
     import ros
 
     code = """if True:
@@ -99,7 +107,7 @@ def launched(prefix, tmp_path, *arguments):
         sys.exit(service.run())"""
     with ros.ros_graph(tmp_path / "logs") as graph:
         path = os.pathsep.join([str(prefix), graph.nodes.env["AMENT_PREFIX_PATH"]])
-        launch_file = prefix / "share/mm_edge_ros/launch/drive.launch.py"
+        launch_file = prefix / f"share/mm_edge_ros/launch/{name}.launch.py"
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(launch_file), f"bundle:={tmp_path}/toy", *arguments],
             env={**graph.nodes.env, "AMENT_PREFIX_PATH": path},
@@ -155,3 +163,16 @@ def test_a_model_that_was_killed_or_hangs_is_started_anew_and_drives_on(prefix, 
 
         assert stops_in_time(lambda: stopped_and_replaced(lambda: os.kill(pid(), signal.SIGKILL)))
         assert stops_in_time(lambda: stopped_and_replaced(lambda: show(robot, BRIGHT)))
+
+
+@needs_launch
+def test_vlm_launch_speaks_of_the_camera_it_is_told_about(prefix, tmp_path):
+    from std_msgs.msg import String
+    from test_caption_node import Camera
+    from toy_language import write_toy_language
+
+    write_toy_language(tmp_path / "toy")
+    with launched(prefix, tmp_path, "image:=front", "caption:=said", name="vlm") as graph:
+        said = graph.subscribe(String, "said")
+        Camera(graph, topic="front")
+        assert graph.wait(lambda: said, "caption")[0].data == "a red ball"

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mm_edge.clip import Clip
-from mm_edge.overlay import BAD, BAR, GOOD, draw
+from mm_edge.language import Token, words_of
+from mm_edge.overlay import BAD, BAR, COLUMNS, GOOD, LINE, draw, draw_words
 from mm_edge.types import Action, Attention, Output
 
 ACTION = Action(("linear_x", "angular_z"), np.float32([[0.4, 0.8]]), 0.1)
@@ -49,6 +50,59 @@ def test_even_attention_leaves_the_frame_as_it_is():
     rgb = np.full((480, 640, 3), 90, np.uint8)
     even = Attention("camera", 0, np.full((12, 16), 1 / 192, np.float32))
     assert np.array_equal(draw(rgb, output(attention=(even,))), draw(rgb, output()))
+
+
+EVEN = np.full((12, 16), 1 / 192, np.float32)
+
+
+def looking_at(cell):
+    weights = np.full((12, 16), 0.5 / 192, np.float32)
+    weights[cell] += 0.5
+    return weights
+
+
+def hottest(change):
+    return np.unravel_index(change.astype(int).sum(axis=2).argmax(), change.shape[:2])
+
+
+def test_each_word_has_a_tile_that_glows_where_the_model_looked():
+    rgb, cells = np.full((480, 640, 3), 90, np.uint8), [(0, 0), (5, 9), (11, 15)]
+    words = [(word, looking_at(cell)) for word, cell in zip(("a", "red", "ball"), cells)]
+    picture, plain = (draw_words(rgb, "a red ball", said) for said in (words, [(word, EVEN) for word, _ in words]))
+    height, width = 480 // COLUMNS, 640 // COLUMNS
+    assert picture.shape == (480 + (LINE + 8) + height + LINE, 640, 3)
+    change = np.abs(picture.astype(int) - plain)
+    assert not change[:480].any()  # of several words none has the frame for itself
+    for i, (row, column) in enumerate(cells):
+        y, x = hottest(change[-height - LINE : -LINE, i * width : (i + 1) * width])
+        assert (y * 12 // height, x * 16 // width) == (row, column)
+    assert (rgb == 90).all()
+
+
+def test_where_the_model_looked_for_a_single_word_is_seen_on_the_frame():
+    rgb = np.full((480, 640, 3), 90, np.uint8)
+    picture = draw_words(rgb, "red", [("red", looking_at((5, 9)))], "what colour is the ball")
+    y, x = hottest(np.abs(picture[:480].astype(int) - 90))
+    assert (y // 40, x // 40) == (5, 9) and picture.shape == (480 + 2 * (LINE + 8), 640, 3)
+
+
+@pytest.mark.parametrize("text", ["", "它", "word " * 500, "x" * 1000])
+def test_any_text_can_be_drawn(text):
+    picture = draw_words(np.zeros((97, 131, 3), np.uint8), text, [(word, EVEN) for word in text.split()], text)
+    assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
+
+
+def test_where_nobody_knows_where_the_model_looked_there_are_no_tiles():
+    picture = draw_words(np.zeros((480, 640, 3), np.uint8), "a ball", [("a", None), ("ball", None)])
+    assert picture.shape == (480 + LINE + 8, 640, 3)
+
+
+def test_a_word_looks_where_its_pieces_look():
+    one, other = looking_at((0, 0)), looking_at((5, 9))
+    pieces = [("a", one), ("a re", one), ("a red", other), ("a red ball", None)]
+    words = words_of(Token(text, 0.0, weights) for text, weights in pieces)
+    assert [word for word, _ in words] == ["a", "red", "ball"] and words[2][1] is None
+    np.testing.assert_allclose(words[1][1], (one + other) / 2)
 
 
 def test_the_arrow_bends_the_way_the_robot_turns():

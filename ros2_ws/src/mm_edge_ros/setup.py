@@ -23,7 +23,16 @@ setup(
     entry_points={
         "console_scripts": [
             f"{node} = {NAME}.{node}:main"
-            for node in ("edge_node", "watchdog_node", "record_node", "sim_node", "demo_node")
+            for node in (
+                "edge_node",
+                "watchdog_node",
+                "caption_node",
+                "record_node",
+                "view_node",
+                "search_node",
+                "sim_node",
+                "demo_node",
+            )
         ]
     },
 )
