@@ -25,18 +25,10 @@ from mm_edge.manifest import GOLDEN, MANIFEST
 
 def quantize(bundle: Bundle, out: Path) -> None:
     """Write it to the folder `out`. Raises BundleError if it has no decoder."""
-    try:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError:
-        raise MissingDependency("making weights of eight bits", "onnx", "export") from None
     if bundle.language is None or bundle.language.decoder is None:
         raise BundleError(f"{bundle.path}: expected a bundle with a decoder, this one has none")
     file = bundle.language.decoder.file
-    with tempfile.TemporaryDirectory() as folder:
-        small = Path(folder, "int8.onnx")
-        logging.getLogger().setLevel(logging.ERROR)  # it advises what makes no difference here
-        quantize_dynamic(_written(folder, bundle.contents[file]), small, weight_type=QuantType.QInt8, per_channel=True)
-        files = {**bundle.contents, file: small.read_bytes()}
+    files = {**bundle.contents, file: eight_bits(bundle.contents[file])}
     manifest = json.loads((bundle.path / MANIFEST).read_text())
     manifest["scores"] = {}  # they are another model's
     manifest["training"]["quantized"] = f"decoder, int8, from {bundle.id}"
@@ -48,10 +40,19 @@ def quantize(bundle: Bundle, out: Path) -> None:
     write_language(out, manifest, files, frames, text, said)
 
 
-def _written(folder: str, onnx: bytes) -> Path:
-    path = Path(folder, "fp32.onnx")
-    path.write_bytes(onnx)
-    return path
+def eight_bits(onnx: bytes) -> bytes:
+    """The graph with the weights of its products as int8, each column with a scale of its own; what comes in is made
+    int8 as it comes."""
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError:
+        raise MissingDependency("making weights of eight bits", "onnx", "export") from None
+    logging.getLogger().setLevel(logging.ERROR)  # it advises what makes no difference here
+    with tempfile.TemporaryDirectory() as folder:
+        large, small = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+        large.write_bytes(onnx)
+        quantize_dynamic(large, small, weight_type=QuantType.QInt8, per_channel=True)
+        return small.read_bytes()
 
 
 def main(argv: list[str] | None = None) -> int:
