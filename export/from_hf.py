@@ -184,12 +184,24 @@ class IdeficsImage(nn.Module):
         return rows, finite(rows, dt)
 
 
+def joined(*layers: nn.Linear) -> nn.Linear:
+    """Layers of one input as one, which is one product instead of several."""
+    whole = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), layers[0].bias is not None)
+    whole.weight.data = torch.cat([layer.weight.data for layer in layers])
+    if layers[0].bias is not None:
+        whole.bias.data = torch.cat([layer.bias.data for layer in layers])
+    return whole
+
+
 class LlamaDecoder(nn.Module):
     """One step of a Llama."""
 
     def __init__(self, model: Any, length: int):
         super().__init__()
         self.text, self.head = model.model.text_model, model.lm_head
+        attend = [layer.self_attn for layer in self.text.layers]
+        self.qkv = nn.ModuleList(joined(a.q_proj, a.k_proj, a.v_proj) for a in attend)
+        self.gate_up = nn.ModuleList(joined(layer.mlp.gate_proj, layer.mlp.up_proj) for layer in self.text.layers)
         cos, sin = self.text.rotary_emb(torch.zeros(1), torch.arange(length)[None])
         self.register_buffer("cos", cos[0].clone(), persistent=False)
         self.register_buffer("sin", sin[0].clone(), persistent=False)
@@ -202,11 +214,14 @@ class LlamaDecoder(nn.Module):
         for i, layer in enumerate(self.text.layers):
             attention = layer.self_attn
             d, normed = attention.head_dim, layer.input_layernorm(x)
-            q, k, v = (f(normed).view(-1, d) for f in (attention.q_proj, attention.k_proj, attention.v_proj))
-            q, k = (y * cos + torch.cat([-y[:, d // 2 :], y[:, : d // 2]], -1) * sin for y in (q, k))
-            q = q.view(len(k), -1, d)  # several share a key
+            heads = self.qkv[i](normed).view(-1, d)  # of queries, keys and values
+            turned = heads * cos + torch.cat([-heads[:, d // 2 :], heads[:, : d // 2]], -1) * sin
+            n = keys.shape[1]
+            q, k, v = turned[: -2 * n], turned[-2 * n : -n], heads[-n:]
+            q = q.view(n, -1, d)  # several share a key
             x = x + attention.o_proj(cached(q, k, v, keys[i], values[i], mask))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            gate, up = self.gate_up[i](layer.post_attention_layernorm(x)).chunk(2, -1)
+            x = x + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
             own.append((k, v))
         key, value = (torch.stack(those) for those in zip(*own))
         return self.head(self.text.norm(x)), key, value

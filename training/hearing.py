@@ -92,6 +92,7 @@ class Sounds:
         self._clips = [[clip for clip in clips if clip.label == name] for name in self._classes]
         if missing := [name for name, those in zip(self._classes, self._clips) if not those]:
             raise ValueError(f"{folder}: expected sounds of every class to learn from, got none of {missing}")
+        self._quiet = [clip for clip in clips if clip.label == "silence"]
         self._recipe, self._spec, self._lanes = recipe, recipe.streams[0], recipe.train.lanes
         self._late = int(LATE_S[recipe.task] * RATE_HZ)
         self._rng = np.random.default_rng(recipe.seed)
@@ -105,7 +106,7 @@ class Sounds:
             [self._heard(self._clips[i][rng.integers(len(self._clips[i]))], length) for i in label.tolist()]
         )
         x = windows(sounds, self._spec, ticks)
-        mel = another_voice(x.flatten(0, 1).numpy(), rng, tract=0.15, microphone=0.3)
+        mel = another_voice(x.flatten(0, 1).numpy(), rng, tract=0.2, microphone=0.3)
         x = torch.from_numpy(mel).unflatten(0, (n, ticks))
         dt = torch.full((n, ticks, 1), self._recipe.tick["period_ms"] / 1e3)
         steps = {self._spec.name: regular_steps(x, dt, ticks, float(dt[0, 0]))}
@@ -117,6 +118,9 @@ class Sounds:
         rng = self._rng
         samples = faster(clip.samples, float(np.exp(rng.uniform(-0.2, 0.2))))
         samples = placed(samples, length, int(rng.integers(-self._late, self._late + 1)))
+        if self._quiet and rng.random() < 0.5:  # somewhere else
+            room = self._quiet[rng.integers(len(self._quiet))].samples
+            samples = samples + placed(room, length, 0) * np.float32(rng.uniform(0, 2))
         if rng.random() < 0.7:
             samples = add_noise(samples, float(rng.uniform(-6, 25)), rng)
         return samples * np.float32(10 ** (rng.uniform(*GAIN_DB) / 20))

@@ -57,7 +57,7 @@ class ModalityConfig:
         backbone: the liquid cell: "cfc" or "ltc"; or what it is compared with: "gru", "gru_dt" (which is told the time
             between samples), "ncps" (that package's CfC) or "none" (no memory).
         preprocessing: vision: "simple", "resnet", "efficient" or "asked" (steered by the text); video: "conv3d" or
-            "frames"; sound: "conv1d" or "conv2d"; text: "bag" (of words) or "sequence" (their order counts); custom:
+            "frames"; sound: "conv1d", "conv2d" or "resnet"; text: "bag" (of words) or "sequence" (their order counts); custom:
             what makes the net, called with this config.
         vocabulary: words of a text, padding not counted. sample_rate_hz: of sound, if waveforms are to be taken: float
             within [-1, 1], as torchaudio and soundfile give them, or int16.
@@ -147,7 +147,7 @@ def build_net(config: ModalityConfig, text_units: int = 0) -> nn.Module:
 _KNOWN: dict[ModalityType, tuple[tuple[str | int, ...], tuple[str, ...]]] = {
     ModalityType.VISION: (("channels", "height", "width"), ("simple", "resnet", "efficient", "asked")),
     ModalityType.VIDEO: (("frames", "channels", "height", "width"), ("conv3d", "frames")),
-    ModalityType.AUDIO: (("channels + 1", "bands", "hops"), ("conv1d", "conv2d")),
+    ModalityType.AUDIO: (("channels + 1", "bands", "hops"), ("conv1d", "conv2d", "resnet")),
     ModalityType.TEXT: (("tokens",), ("bag", "sequence")),
     ModalityType.SENSOR: (("n",), ("mlp",)),
     ModalityType.SCAN: ((2, "beams"), ("conv",)),
@@ -361,13 +361,14 @@ class SequenceNet(nn.Module):
 class AudioNet(nn.Module):
     """Log-mel (N, channels + 1, bands, hops) as mm_edge.preprocess.log_mel makes it, or waveforms (N, channels,
     samples), float within [-1, 1] or int16, from which it is made here -> features. "conv1d": convolution over time.
-    "conv2d": over time and frequency, as over a picture: of words and sounds, which may be higher or lower."""
+    "conv2d" and "resnet": over time and frequency, as over a picture: of words and sounds, which may be higher or
+    lower."""
 
     def __init__(self, shape: Sequence[int], sample_rate_hz: int, how: str, hidden: int = 48):
         super().__init__()
         self.shape, self.sample_rate_hz = tuple(shape), sample_rate_hz
-        if how == "conv2d":
-            picture = VisionNet(shape, "simple")
+        if how in ("conv2d", "resnet"):
+            picture = VisionNet(shape, "simple" if how == "conv2d" else how)
             self.conv, self.features = picture.layers, picture.features
         else:
             sequence = SequenceNet(shape[0] * shape[1], shape[2], hidden)
