@@ -57,8 +57,8 @@ class ModalityConfig:
         backbone: the liquid cell: "cfc" or "ltc"; or what it is compared with: "gru", "gru_dt" (which is told the time
             between samples), "ncps" (that package's CfC) or "none" (no memory).
         preprocessing: vision: "simple", "resnet", "efficient" or "asked" (steered by the text); video: "conv3d" or
-            "frames"; sound: "conv1d", "conv2d" or "resnet"; text: "bag" (of words) or "sequence" (their order counts); custom:
-            what makes the net, called with this config.
+            "frames"; sound: "conv1d", "conv2d" or "resnet"; text: "bag" (of words) or "sequence" (their order counts);
+            custom: what makes the net, called with this config.
         vocabulary: words of a text, padding not counted. sample_rate_hz: of sound, if waveforms are to be taken: float
             within [-1, 1], as torchaudio and soundfile give them, or int16.
         period_s: nominal time between samples; None: the model's tick.
