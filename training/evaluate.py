@@ -48,6 +48,7 @@ from training.scene_scores import InBundle, InTorch, Speaker, score
 from training.scenes import make_scene
 from training.train import TASKS
 
+SIMULATED = ("events",)  # tasks that need no data
 SENSORS = ("camera", "audio", "scan", "imu", "text")
 FAULTS = (
     "die", "drop=0.3", "freeze", "delay=200ms", "jitter=50ms", "skew=300ms", "skew=-300ms", "jump=-5s", "reorder",
@@ -74,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     tasks = whole.add_subparsers(dest="task", required=True, metavar="TASK")
     for name in sorted(name for name, task in TASKS.items() if hasattr(task, "evaluate")):
         task = tasks.add_parser(name, help=f"see {TASKS[name].__name__.replace('.', '/')}.py")
-        task.add_argument("--data", type=Path, required=True, help="folder of the data")
+        if name not in SIMULATED:
+            task.add_argument("--data", type=Path, required=True, help="folder of the data")
         task.add_argument("--bundle", type=Path, default=SHIPPED.parent / name)
         task.add_argument("--only", action="append", default=[], help="a speaker, log or recording; may be repeated")
         task.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -149,7 +151,7 @@ def _on_data(args: argparse.Namespace) -> int:
         bundle = Bundle.read(args.bundle)
         if bundle.task != args.task:
             raise ValueError(f"{args.bundle}: expected a bundle of {args.task}, got one of {bundle.task}")
-        scores = TASKS[args.task].evaluate(bundle, args.data, args.only)
+        scores = TASKS[args.task].evaluate(bundle, getattr(args, "data", None), args.only)
     except (EdgeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

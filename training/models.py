@@ -532,6 +532,72 @@ class TriModalModel(MultiModalFusionNetwork):
         )  # fmt: skip
 
 
+class AudioVideoModel(MultiModalFusionNetwork):
+    """Frames and the sound with them in, logits of classes out, after each frame: liquid over the frames, so that what
+    happens is told while it does. With each frame comes the window of sound that ends with it.
+
+    Args:
+        video_frames: of a clip that is told of as a whole. frame_size: (3, h, w). frame_rate_hz: nominal.
+        audio_s: how much of the sound comes with each frame. channels: of the sound.
+        modalities: a picture and a sound, by other names or of other sizes, instead of these two.
+        sizes: further arguments of `MultiModalFusionNetwork`.
+    """
+
+    def __init__(
+        self,
+        video_frames: int = 16,
+        audio_sample_rate: int = 16_000,
+        fusion_dim: int = 512,
+        num_classes: int = 400,
+        *,
+        frame_size: tuple[int, int, int] = (3, 112, 112),
+        frame_rate_hz: float = 8.0,
+        audio_s: float = 0.5,
+        channels: int = 1,
+        modalities: Mapping[str, ModalityConfig] | None = None,
+        fusion_strategy: FusionStrategy = FusionStrategy.HIERARCHICAL,
+        **sizes: Any,
+    ):
+        super().__init__(
+            modalities
+            or {
+                "video": ModalityConfig(ModalityType.VISION, frame_size),
+                "audio": sound(audio_sample_rate, audio_s, channels),
+            },
+            fusion_strategy, fusion_dim, output_dim=num_classes, tick_period_s=1 / frame_rate_hz, **sizes,
+        )  # fmt: skip
+        self.video_frames, self.samples_a_frame = video_frames, audio_sample_rate / frame_rate_hz
+        (self.picture, _), (self.sound, config) = self.configs.items()
+        self.window = (config.shape[2] - 1) * round(AUDIO_HOP_S * audio_sample_rate) + AUDIO_FRAME
+
+    def forward(self, video: Tensor, audio: Tensor, **more: Any) -> FusionResult:  # type: ignore[override]
+        """A clip from its begin; its output (B, num_classes) is what is said after the last frame.
+
+        Args:
+            video: (B, video_frames, 3, h, w) float, or (B, video_frames, h, w, 3) uint8.
+            audio: waveforms of the same time (B, samples) or (B, channels, samples), float within [-1, 1] or int16.
+            more: see `MultiModalFusionNetwork.forward`.
+
+        Raises ValueError for what does not fit.
+        """
+        audio = audio[:, None] if audio.dim() == 2 else audio
+        if video.dim() != 5 or video.shape[1] != self.video_frames:
+            raise ValueError(f"{self.picture}: expected (batch, {self.video_frames}, ...), got {tuple(video.shape)}")
+        least = round(self.video_frames * self.samples_a_frame)
+        if audio.dim() != 3 or audio.shape[-1] < least:
+            raise ValueError(f"{self.sound}: expected (batch, [channels,] {least} or more), got {tuple(audio.shape)}")
+        windows = self.aligned(audio)
+        result = super().forward({self.picture: video, self.sound: windows}, **more)
+        return result._replace(output=result.output[:, -1])
+
+    def aligned(self, audio: Tensor) -> Tensor:
+        """(B, channels, samples) -> (B, video_frames, channels, window): what was to be heard until each frame, silence
+        before the begin."""
+        ends = [round((k + 1) * self.samples_a_frame) for k in range(self.video_frames)]
+        padded = F.pad(audio, (self.window, 0))
+        return torch.stack([padded[..., end : end + self.window] for end in ends], 1)
+
+
 def sound(sample_rate_hz: int, seconds: float, channels: int = 1, bands: int = 40, **sizes: Any) -> ModalityConfig:
     """Of a modality that hears the last `seconds`."""
     hops = 1 + int((seconds - AUDIO_FRAME / sample_rate_hz) / AUDIO_HOP_S + 1e-6)

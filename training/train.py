@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from mm_edge.errors import EdgeError
 from mm_edge.types import StreamSpec
-from training import coco, digits, drive, hearing, imu_can, lidar_velocity, robot, steering, vlm
+from training import coco, digits, drive, events, hearing, imu_can, lidar_velocity, robot, steering, vlm
 from training.batches import Batch
 from training.fusion import FusionStrategy
 from training.models import ModelState, MultiModalFusionNetwork
@@ -51,8 +51,8 @@ from training.supervised import contrastive, newest
 
 RECIPES = Path(__file__).parent / "recipes"
 TASKS = {
-    "digits": digits, "drive": drive, "imu_can": imu_can, "lidar_velocity": lidar_velocity, "robot": robot,
-    "sounds": hearing, "steering": steering, "vlm": vlm, "words": hearing,
+    "digits": digits, "drive": drive, "events": events, "imu_can": imu_can, "lidar_velocity": lidar_velocity,
+    "robot": robot, "sounds": hearing, "steering": steering, "vlm": vlm, "words": hearing,
 }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ class Sensors:
         self._next_ns["imu"] = world.now_ns
         self._next_ns["audio"] = world.now_ns + CHUNK * 1_000_000_000 // SAMPLE_RATE_HZ  # when the first chunk is full
         self._told = False
-        self._rays = _camera_rays()
+        self._rays = camera_rays(HEIGHT, WIDTH)
         self._ids, self._dist = np.zeros(len(self._rays), np.int32), np.zeros(len(self._rays))
         self._normals = np.zeros((len(self._rays), 3))
         self._exposure = self._rng.uniform(0.85, 1.15) * self._rng.uniform(0.95, 1.05, 3)
@@ -163,9 +163,9 @@ class Sensors:
         return Audio(np.int16(np.clip(ears, -1, 1) * 32767), first, SAMPLE_RATE_HZ)
 
 
-def _camera_rays() -> np.ndarray:
-    """Unit vectors (HEIGHT * WIDTH, 3), row by row, in the camera's frame: x right, y up, looking along -z."""
-    scale = math.tan(math.radians(CAMERA_FOV_DEG / 2)) / WIDTH
-    x, y = np.meshgrid((2 * np.arange(WIDTH) + 1 - WIDTH) * scale, -(2 * np.arange(HEIGHT) + 1 - HEIGHT) * scale)
+def camera_rays(height: int, width: int) -> np.ndarray:
+    """Unit vectors (height * width, 3), row by row, in the camera's frame: x right, y up, looking along -z."""
+    scale = math.tan(math.radians(CAMERA_FOV_DEG / 2)) / width
+    x, y = np.meshgrid((2 * np.arange(width) + 1 - width) * scale, -(2 * np.arange(height) + 1 - height) * scale)
     rays = np.stack([x, y, -np.ones_like(x)], -1).reshape(-1, 3)
     return rays / np.linalg.norm(rays, axis=1, keepdims=True)

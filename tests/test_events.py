@@ -1,0 +1,131 @@
+"""Sight and sound of what happens: simulated clips, the model that tells, and what it learns from and is scored on."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("accelerate", reason="training needs accelerate")
+pytest.importorskip("mujoco", reason="clips are simulated")
+
+from mm_edge import preprocess
+from mm_edge.sim import events as sim
+from mm_edge.sim.events import FRAME_HZ, FRAMES, LABELS, QUIET, SAMPLE_RATE_HZ, UNSEEN, make_clip
+from training import events
+from training.models import AudioVideoModel
+from training.recipe import read_recipe
+from training.train import RECIPES
+
+SMALL = {"fusion_dim": 16, "num_attention_heads": 2, "num_classes": 3, "frame_size": (3, 24, 32)}
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return [make_clip(seed) for seed in range(40)]
+
+
+def test_the_same_seed_gives_the_same_clip(clips):
+    again = make_clip(3)
+    np.testing.assert_array_equal(again.frames, clips[3].frames)
+    np.testing.assert_array_equal(again.sound, clips[3].sound)
+    assert again[2:] == clips[3][2:]
+
+
+def test_clips_have_frames_and_the_sound_of_the_same_time(clips):
+    for clip in clips:
+        assert clip.frames.shape == (FRAMES, sim.HEIGHT, sim.WIDTH, 3) and clip.frames.dtype == np.uint8
+        assert clip.sound.shape == (FRAMES / FRAME_HZ * SAMPLE_RATE_HZ, 2) and clip.sound.dtype == np.int16
+        assert clip.label in LABELS
+    assert len(Counter(clip.label for clip in clips)) > 8
+
+
+def test_what_is_struck_is_heard_from_its_onset_on(clips):
+    alone = [clip for clip in clips if clip.label != QUIET and not clip.noises and clip.label.split()[-1] != "rolls"]
+    assert len(alone) > 5
+    for clip in alone:
+        onset = round(clip.onset_s * SAMPLE_RATE_HZ)
+        before, after = clip.sound[: onset - 160], clip.sound[onset : onset + 800]
+        assert after.std() > 3 * before.std()
+
+
+def test_what_is_out_of_view_moves_no_pixel_but_by_noise(clips):
+    def moved(clip):
+        smooth = clip.frames.mean(-1).reshape(FRAMES, sim.HEIGHT // 4, 4, sim.WIDTH // 4, 4).mean((2, 4))
+        return np.abs(smooth[-1] - smooth[0]).max()
+
+    unseen = [moved(clip) for clip in clips if clip.label == UNSEEN]
+    falls = [moved(clip) for clip in clips if clip.label.endswith("falls")]
+    assert max(unseen) < 6 < np.median(falls)
+
+
+def test_sound_is_louder_on_the_side_it_comes_from(clips):
+    sides = [clip for clip in clips if clip.label == UNSEEN and not clip.noises and abs(clip.direction_rad) < 2.4]
+    assert sides
+    for clip in sides:
+        left, right = np.abs(clip.sound.astype(float)).max(0)
+        assert (left > right) == (clip.direction_rad > 0)
+
+
+def test_materials_ring_at_their_own_pitch_and_length():
+    struck = np.zeros(SAMPLE_RATE_HZ)
+    struck[0] = 1.0
+    rings = {material: sim._ring(struck, material, 0.05) for material in sim.MATERIALS}
+    for material, ring in rings.items():
+        spectrum = np.abs(np.fft.rfft(ring[: SAMPLE_RATE_HZ // 2]))
+        assert 2 * spectrum.argmax() == pytest.approx(sim.MODES[material][0], abs=6)  # bins of 2 Hz
+    late = {material: np.abs(ring[4000:]).max() for material, ring in rings.items()}  # after a quarter of a second
+    assert late["metal"] > 10 * late["glass"] > 10 * late["wood"]
+
+
+def test_nothing_is_to_be_told_before_it_was_heard():
+    told = events.told_at(np.array([2, LABELS.index(QUIET)]), np.float32([0.5, 2.0]))
+    first = int((told[0] == 2).argmax())
+    assert (first + 1) / FRAME_HZ >= 0.6 > first / FRAME_HZ and set(told[1]) == {LABELS.index(QUIET)}
+
+
+def test_what_a_batch_hears_is_what_a_robot_hears(clips):
+    recipe = read_recipe(RECIPES / "events.yaml")
+    spec, clip = recipe.streams[1], clips[0]
+    mel = events.heard(np.float32(clip.sound[None]), spec)[0]
+    for k in (0, 7, FRAMES - 1):
+        end, window = events.ends()[k], round(spec.window_ms * spec.sample_rate_hz / 1e3)
+        chunk = np.concatenate([np.zeros((window, 2), np.int16), clip.sound])[end : end + window]
+        np.testing.assert_allclose(mel[k].numpy(), preprocess.log_mel(chunk, None, spec), atol=2e-4)
+
+
+@torch.no_grad()
+def test_a_clip_as_a_whole_says_what_its_frames_said_one_by_one():
+    torch.manual_seed(0)
+    model = AudioVideoModel(4, 16000, **SMALL).eval()
+    video, audio = torch.randn(2, 4, 3, 24, 32), torch.randint(-3000, 3000, (2, 8000), dtype=torch.int16)
+    whole = model(video, audio)
+    assert whole.output.shape == (2, 3) and whole.modality_weights.shape == (2, 4, 2)
+    state, windows = model.zero_state(2), model.aligned(audio[:, None])
+    for k in range(4):
+        inputs = {"video": video[:, [k]], "audio": windows[:, [k]]}
+        batch = model._regular(inputs, 2, 1, None, None)
+        batch.start[:] = k == 0
+        result, state = model.scan(batch, state)
+    torch.testing.assert_close(result.output[:, 0], whole.output)
+
+
+def test_the_sound_with_a_frame_ends_with_it():
+    model = AudioVideoModel(4, 16000, audio_s=0.25, **SMALL)
+    audio = torch.arange(8000.0)[None, None]
+    windows = model.aligned(audio)
+    assert windows.shape == (1, 4, 1, model.window)
+    assert windows[0, :, 0, -1].tolist() == [1999, 3999, 5999, 7999] and windows[0, 0, 0, 0] == 0  # silence before
+
+
+@pytest.mark.parametrize(
+    ("video", "audio", "why"),
+    [
+        ((1, 3, 3, 24, 32), (1, 8000), r"video: expected \(batch, 4, ...\), got \(1, 3, 3, 24, 32\)"),
+        ((1, 4, 3, 24, 32), (1, 7999), r"audio: expected \(batch, \[channels,\] 8000 or more\), got \(1, 1, 7999\)"),
+        ((1, 4, 3, 24, 30), (1, 8000), r"video: expected .* got float32 \(1, 4, 3, 24, 30\)"),
+    ],
+)
+def test_clips_that_do_not_fit_are_refused(video, audio, why):
+    with pytest.raises(ValueError, match=why):
+        AudioVideoModel(4, 16000, **SMALL)(torch.randn(video), torch.rand(audio))
