@@ -35,6 +35,9 @@ def quantize(bundle: Bundle, out: Path) -> None:
     for made in ("format", "files"):
         del manifest[made]
     del files[GOLDEN]
+    card = files.get("README.md", b"")
+    note = b"The decoder's weights are of eight bits here; what follows was written of it as it was before.\n\n"
+    files["README.md"] = note + card
     frames = [inputs.fresh[bundle.language.stream].x for inputs, _ in golden.unpack(bundle)[:GOLDEN_TICKS]]
     text, said = (bundle.golden.get(f"{golden.LANGUAGE}{name}") for name in ("text", "tokens"))
     write_language(out, manifest, files, frames, text, said)

@@ -1,7 +1,7 @@
 """Says what a camera sees: ros2 launch mm_edge_ros vlm.launch.py bundle:=/path image:=/camera/image_raw
 
     ros2 topic echo /caption
-    ros2 topic pub --once /question std_msgs/msg/String '{data: "what is left of the red ball"}'
+    ros2 topic pub --once /question std_msgs/msg/String '{data: "which coloured object is left of the red ball"}'
 
 It can run beside drive.launch.py, on the same camera: it takes what processor time others leave.
 """

@@ -149,8 +149,6 @@ def _check_graphs(folder: Path, manifest: Manifest, contents: dict[str, bytes]) 
         _expect_tensors(folder / part.file, "outputs", carried, given)
         outputs |= {f"{part.name}.{n}": t for n, t in signature.outputs.items() if n not in carried}
 
-    if manifest.language:
-        _check_language(folder, manifest, contents, outputs, source)
     for name, ref in manifest.outputs.sources().items():
         info = source(ref, f"outputs.{name}")
         named = {"action": manifest.outputs.action, "values": manifest.outputs.values}.get(name)
@@ -160,6 +158,8 @@ def _check_graphs(folder: Path, manifest: Manifest, contents: dict[str, bytes]) 
             raise BundleError(f"{folder / MANIFEST}: {ref} cannot be the {name}: it is {info}")
         if last not in (None, info.shape[-1]):
             raise BundleError(f"{folder / MANIFEST}: {ref} has {info.shape[-1]} values for the {name}, expected {last}")
+    if manifest.language:
+        _check_language(folder, manifest, contents, outputs, source)
 
 
 def _check_language(
@@ -172,17 +172,21 @@ def _check_language(
     """What the text's graph gives is added to `outputs`, for the decoder to use."""
     language, number = manifest.language, TensorInfo("int64", (1,))
     assert language is not None
+    rows = None
+    if language.decoder and language.decoder.rows:
+        rows = source(language.decoder.rows, "language.decoder.rows")
+        if rows.dtype != "float32" or len(rows.shape) != 3 or rows.shape[0] != 1:
+            raise BundleError(f"{folder / MANIFEST}: language.decoder.rows: expected float32 (1, n, D), got {rows}")
     if text := language.text:
         signature = _signature(folder / text.file, contents[text.file])
         want = {"tokens": TensorInfo("int64", (1, text.length))}
         want |= {name: source(ref, f"language.text.{name}") for name, ref in text.uses.items()}
         _expect_tensors(folder / text.file, "inputs", want, signature.inputs)
         outputs |= {f"text.{name}": info for name, info in signature.outputs.items()}
-        if manifest.outputs.embedding and "embedding" in signature.outputs:
+        if manifest.outputs.embedding:
             image = source(manifest.outputs.embedding.source, "outputs.embedding")
-            _expect_tensors(
-                folder / text.file, "outputs", {"embedding": image}, {"embedding": signature.outputs["embedding"]}
-            )
+            given = {name: info for name, info in signature.outputs.items() if name == "embedding"}
+            _expect_tensors(folder / text.file, "outputs", {"embedding": image}, given)
     if decoder := language.decoder:
         signature = _signature(folder / decoder.file, contents[decoder.file])
         path, info = folder / decoder.file, signature.inputs.get("keys", TensorInfo("float32", ()))
@@ -194,10 +198,7 @@ def _check_language(
             "values": TensorInfo("float32", (layers, heads, n, d)), "mask": TensorInfo("float32", (n,)),
         }  # fmt: skip
         want |= {name: source(ref, f"language.decoder.{name}") for name, ref in decoder.uses.items()}
-        if decoder.rows:
-            rows = source(decoder.rows, "language.decoder.rows")
-            if len(rows.shape) != 3:
-                raise BundleError(f"{folder / MANIFEST}: language.decoder.rows: expected (1, n, D), got {rows}")
+        if rows:
             want["row"] = TensorInfo("float32", (1, rows.shape[2]))
         _expect_tensors(path, "inputs", want, signature.inputs)
         given = {name: info for name, info in signature.outputs.items() if name not in ("logits", "attention")}
@@ -206,6 +207,9 @@ def _check_language(
         tokens = signature.outputs.get("logits", own)
         if tokens.dtype != "float32" or len(tokens.shape) != 2 or tokens.shape[0] != 1:
             raise BundleError(f"{path}: outputs 'logits': expected float32 (1, tokens), got {tokens}")
+        looked = signature.outputs.get("attention", TensorInfo("float32", (1, 1, 1)))
+        if looked.dtype != "float32" or len(looked.shape) != 3 or looked.shape[0] != 1:
+            raise BundleError(f"{path}: outputs 'attention': expected float32 (1, rows, columns), got {looked}")
         prompts = [t for pieces in decoder.prompts.values() for p in pieces if p[0].isdigit() for t in p.split()]
         if max([decoder.end, *decoder.unsaid, *map(int, prompts)]) >= tokens.shape[1]:
             raise BundleError(

@@ -12,6 +12,7 @@ from mm_edge.errors import EdgeError
 
 COMMANDS = {
     "demo": "a simulated robot driven by the shipped model, over real ROS 2 where there is one",
+    "run": "a model at work on this machine's camera and microphone, without ROS",
     "record": "write recordings",
     "replay": "run a recording through a bundle as fast as it goes; outputs as JSON lines",
     "view": "what a robot sees, hears, thinks and does, in a browser: of a recording, or live",

@@ -15,48 +15,80 @@ import numpy as np
 from mm_edge.errors import EdgeError, MissingDependency
 
 FPS = 15.0
-CODECS = (("mp4v", "clip.mp4"), ("MJPG", "clip.avi"))  # a cv2 without ffmpeg still has the second
-FILES = (*(name for _, name in CODECS), "strip.png")
+CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # a cv2 without ffmpeg still has the second
+FILES = ("clip.mp4", "clip.avi", "strip.png")
 COLUMNS = 5
 SETTLED_FRAMES = 6
 THUMB = 320  # pixels wide
 
 
-class Clip:
-    """Writes `clip.mp4` (or .avi) and `strip.png`, one row an episode, into `folder`.
+class Video:
+    """Writes a video of the first frame's size to `path`, which ends with .avi where this cv2 cannot write .mp4.
 
     Raises MissingDependency without cv2, EdgeError if no video can be written.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, path: Path, fps: float):
         try:
             import cv2
         except ImportError:
-            raise MissingDependency("writing a clip", "cv2", "camera") from None
+            raise MissingDependency("writing a video", "cv2", "camera") from None
         self._cv2 = cv2
-        self._folder = folder
+        self.path, self._fps = path, fps
         self._writer: Any = None
         self._size = (0, 0)
+
+    def add(self, rgb: np.ndarray) -> None:
+        """uint8 (h, w, 3)."""
+        if self._writer is None:
+            self._open(rgb.shape[1], rgb.shape[0])
+        bgr = np.ascontiguousarray(rgb[..., ::-1])
+        self._writer.write(bgr if rgb.shape[1::-1] == self._size else self._cv2.resize(bgr, self._size))
+
+    def close(self) -> list[Path]:
+        """The file written; none if there was no frame."""
+        if self._writer is None:
+            return []
+        self._writer.release()
+        return [self.path]
+
+    def _open(self, width: int, height: int) -> None:
+        self._size = (width, height)
+        for codec, suffix in CODECS:
+            path = self.path.with_suffix(suffix)
+            self._writer = self._cv2.VideoWriter(str(path), self._cv2.VideoWriter.fourcc(*codec), self._fps, self._size)
+            if self._writer.isOpened():
+                self.path = path
+                return
+        raise EdgeError(
+            f"{self.path}: this cv2 writes none of {[codec for codec, _ in CODECS]}, or the folder is read-only"
+        )
+
+
+class Clip:
+    """Writes `clip.mp4` (or .avi) and `strip.png`, one row an episode, into `folder`. Raises as `Video` does."""
+
+    def __init__(self, folder: Path):
+        self._video = Video(folder / "clip.mp4", FPS)
+        import cv2
+
+        self._cv2 = cv2
+        self._folder = folder
         self._episodes: dict[int, _Thumbs] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, rgb: np.ndarray, episode: int) -> None:
         """uint8 (h, w, 3). The first frame's size is the video's."""
-        if self._writer is None:
-            self._open(rgb.shape[1], rgb.shape[0])
-        bgr = np.ascontiguousarray(rgb[..., ::-1])
-        if rgb.shape[1::-1] != self._size:
-            bgr = self._cv2.resize(bgr, self._size)
-        self._writer.write(bgr)
+        self._video.add(rgb)
         height = round(THUMB * rgb.shape[0] / rgb.shape[1])
+        bgr = np.ascontiguousarray(rgb[..., ::-1])
         thumb = self._cv2.resize(bgr, (THUMB, height), interpolation=self._cv2.INTER_AREA)
         self._episodes.setdefault(episode, _Thumbs()).add(thumb)
 
     def close(self) -> list[Path]:
         """The files written: the video, then the strip; none if there was no frame."""
-        if self._writer is None:
+        if not (written := self._video.close()):
             return []
-        self._writer.release()
         height = max(thumbs.frames[0].shape[0] for thumbs in self._episodes.values())
         rows = [
             np.hstack([self._cv2.resize(frame, (THUMB, height)) for frame in thumbs.spread(COLUMNS)])
@@ -65,20 +97,7 @@ class Clip:
         strip = self._folder / "strip.png"
         if not self._cv2.imwrite(str(strip), np.vstack(rows)):
             raise EdgeError(f"{strip}: cannot be written")
-        return [self._video, strip]
-
-    def _open(self, width: int, height: int) -> None:
-        self._size = (width, height)
-        for codec, name in CODECS:
-            self._video = self._folder / name
-            self._writer = self._cv2.VideoWriter(
-                str(self._video), self._cv2.VideoWriter.fourcc(*codec), FPS, self._size
-            )
-            if self._writer.isOpened():
-                return
-        raise EdgeError(
-            f"{self._folder}: this cv2 writes none of {[codec for codec, _ in CODECS]}, or the folder is read-only"
-        )
+        return [*written, strip]
 
 
 class _Thumbs:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from mm_edge.align import RECENT, Stream, View
 from mm_edge.errors import SampleError
 from mm_edge.types import NS, Output, StreamSpec
@@ -16,6 +18,8 @@ RATE_WITHIN = 2.0  # factor between the rate of the last RECENT samples and the 
 LOST, CAME, CERTAIN = 1.10, -0.25, 5.0
 RATE_OF = 40  # samples due
 RATE_OVER = 10  # sample periods, for the rate that is reported
+# Share of a window's sound at full scale. A sine that just fits has 0.4 %; one that is 1 % too high for it, 9 %.
+CLIPPED = 0.01
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,20 @@ def absence(spec: StreamSpec, view: View) -> str | None:
     if spec.latched:
         return None
     if round(age_s * NS) <= round(spec.max_age_ms * 1e6):  # as the aligner has it, to the nanosecond
-        return f"{name} frozen: the same data for {view.frozen_s * 1e3:.0f} ms" if view.frozen_s else None
+        if not view.frozen_s:
+            return None
+        if spec.kind == "audio" and not view.data[-max(1, int(view.frozen_s * spec.sample_rate_hz)) :].any():
+            return f"{name} muted: nothing but zeros for {view.frozen_s * 1e3:.0f} ms"
+        return f"{name} frozen: the same data for {view.frozen_s * 1e3:.0f} ms"
     if (age_s - silent_s) * 1e3 > spec.max_age_ms:  # it is too old when it arrives
         return f"{name} stale {age_s * 1e3:.0f} ms > {spec.max_age_ms:.0f} ms"
     return f"{name} dead: silent for {silent_s:.2f} s"
+
+
+def _clipping(spec: StreamSpec, view: View) -> tuple[str, ...]:
+    """What there is to say of the sound in a window, if it is too loud for the microphone."""
+    share = float(np.mean((view.data >= 32767) | (view.data <= -32767)))
+    return (f"{spec.name} clipped: {share:.0%} of its samples at full scale",) if share > CLIPPED else ()
 
 
 class Shortfall(NamedTuple):
@@ -95,6 +109,7 @@ class StreamMonitor:
         self._misplaced_reported = self._misplaced_told = 0
         self._last_refusal = ""
         self._timing: tuple[str, ...] = ()  # what is wrong with its time
+        self._clipped: tuple[str, ...] = ()  # or with its sound
         self._judge_at = 0  # samples admitted
         self._counted: tuple[int, int] | None = None  # samples admitted and their newest stamp, when last judged
         self._slow, self._fast = Shortfall(), Shortfall()
@@ -112,23 +127,24 @@ class StreamMonitor:
         if view.fresh:
             if self._stream.admitted >= self._judge_at and not self.spec.latched:
                 self._timing = self._judge(view)
+            self._clipped = _clipping(self.spec, view) if self.spec.kind == "audio" else ()
         elif not view.present:
-            self._timing, self._counted = (), None  # silence is told by its own name
+            self._timing, self._clipped, self._counted = (), (), None  # silence is told by its own name
         if self._refused == self._refused_told and self._stream.misplaced == self._misplaced_told:
-            return self._timing
+            return self._timing + self._clipped
         told = list[str]()
         if self._refused > self._refused_told:
             told.append(f"{self.spec.name} refused: {self._last_refusal}")
         if self._stream.misplaced > self._misplaced_told:
             told.append(f"{self.spec.name} out of time: {self._stream.refusal}")
         self._refused_told, self._misplaced_told = self._refused, self._stream.misplaced
-        return (*self._timing, *told)
+        return (*self._timing, *self._clipped, *told)
 
     def report(self, now_ns: int, view: View) -> StreamHealth:
         """How the stream fares at `now_ns`, seen like this."""
         self._measure(now_ns, self._stream.admitted)
         absent = absence(self.spec, view)
-        reasons = [absent, *self._timing]
+        reasons = [absent, *self._timing, *self._clipped]
         if new := self._refused - self._refused_reported:
             reasons.append(f"{new} refused: {self._last_refusal}")
             self._refused_reported += new

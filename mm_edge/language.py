@@ -2,7 +2,7 @@
 
     caption = CaptionPipeline("mm_edge/bundles/vlm")
     caption(image).text                                  # uint8 (h, w, 3) RGB -> "a red ball and a blue box ..."
-    QuestionPipeline(...)(image, "what is left of the red ball")
+    QuestionPipeline(...)(image, "which coloured object is left of the red ball")
     RetrievalPipeline(...).search("a red ball", k=5)      # after .add(images)
     ZeroShotPipeline(..., ["a red ball", "a blue box"])(image)
     GenerationPipeline(...)(image, "the robot sees")      # goes on with what is said already
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,13 +27,15 @@ from mm_edge.bundle import Bundle
 from mm_edge.engine.decoder import Decoder
 from mm_edge.engine.golden import held
 from mm_edge.engine.part import Fresh, Model, ModelInputs
-from mm_edge.errors import BundleError, MissingDependency, SampleError
+from mm_edge.errors import BundleError, EdgeError, EngineError, MissingDependency, SampleError
 from mm_edge.manifest import TOKENIZER
-from mm_edge.preprocess import check, fitted
+from mm_edge.preprocess import Vocabulary, check, fitted, resize
 from mm_edge.types import Caption
 
 LONGEST_TEXT = 1000  # characters
 MOST_TOKENS = 64  # that are said at once
+CHANGE = 0.15  # of a scene, from which on it wants another caption; see vlm.yaml
+GREY = 24, 32  # rows and columns by which scenes are compared without embeddings
 
 
 class Tokenizer(Protocol):
@@ -43,15 +46,10 @@ class Tokenizer(Protocol):
 
 
 class Words:
-    """Each word a token: 1 for the first of the vocabulary. What else there is, is silent."""
+    """Each word a token. What else there is, is silent."""
 
-    def __init__(self, words: Sequence[str]):
-        self._words = tuple(words)
-        self._ids = {word: i + 1 for i, word in enumerate(words)}
-
-    def encode(self, text: str) -> tuple[list[int], list[str]]:
-        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
-        return [self._ids[w] for w in words if w in self._ids], [w for w in words if w not in self._ids]
+    def __init__(self, vocabulary: Vocabulary):
+        self._words, self.encode = vocabulary.words, vocabulary.read
 
     def decode(self, tokens: Sequence[int]) -> str:
         return " ".join(self._words[t - 1] for t in tokens if 0 < t <= len(self._words))
@@ -65,19 +63,30 @@ class Pieces:
             import tokenizers
         except ImportError:
             raise MissingDependency("a pretrained model's tokenizer", "tokenizers", "language") from None
-        try:
+        self._path = path
+        with self._named():
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # it raises plain Exception
-            raise BundleError(f"{path}: {error}") from None
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
     def encode(self, text: str) -> tuple[list[int], list[str]]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids, []
+        with self._named():
+            return self._tokenizer.encode(text, add_special_tokens=False).ids, []
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+        with self._named():
+            return self._tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Whatever a tokenizer raises that is damaged, or made to do harm, becomes BundleError."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # plain Exception; a panic of Rust is not even that
+            raise BundleError(f"{self._path}: {type(error).__name__}: {error}") from None
 
 
 class Token(NamedTuple):
@@ -99,7 +108,7 @@ def clean(text: str) -> str:
 
 
 class Language:
-    """A bundle that knows words.
+    """A bundle that knows words. For one thread at a time, but for `readable`.
 
     Args:
         bundle: its folder, or the bundle.
@@ -116,35 +125,50 @@ class Language:
         self.stream = next(s for s in self.bundle.streams if s.name == self.spec.stream)
         self.tokenizer: Tokenizer
         if self.bundle.vocabulary is not None:
-            self.tokenizer = Words(self.bundle.vocabulary.words)
+            self.tokenizer = Words(self.bundle.vocabulary)
         else:
             self.tokenizer = Pieces(self.bundle.path / TOKENIZER, self.bundle.contents[TOKENIZER])
         self.model = model or engines.load(self.bundle, engine)
         self._decoder = Decoder(self.model.graphs["decoder"]) if self.spec.decoder else None
+        self._speech: object = None  # that goes on
 
     @classmethod
     def of(cls, source: Source) -> Language:
         return source if isinstance(source, Language) else cls(source)
 
     def look(self, image: np.ndarray) -> None:
-        """See one picture, uint8 (h, w, 3) RGB, and nothing before it. Raises SampleError if it is none."""
+        """See one picture, uint8 (h, w, 3) RGB, and nothing before it. Raises SampleError if it is none, EngineError if
+        what the model makes of it is not finite."""
         check(self.stream, image)
+        self._speech = None
         m = len(self.bundle.streams)
         period_s = self.bundle.tick.period_ms / 1e3
         fresh = {self.stream.name: Fresh(fitted(self.stream, image), period_s, True)}
         mask = np.array([spec.name == self.stream.name for spec in self.bundle.streams], np.float32)
-        self.model.step(ModelInputs(fresh, mask, np.zeros(m, np.float32), period_s, True))
+        outputs = self.model.step(ModelInputs(fresh, mask, np.zeros(m, np.float32), period_s, True))
+        if outputs.reasons or not outputs.mask.any():
+            raise EngineError(f"{self.bundle.path}: what the model makes of this picture is not finite")
 
     def seen(self) -> np.ndarray:
-        """The embedding float32 (D,), of length 1, of what was seen last."""
+        """The embedding float32 (D,), of length 1, of what was seen last. Raises EngineError if it has none."""
         if self.bundle.outputs.embedding is None:
             raise BundleError(f"{self.bundle.path}: expected a bundle that compares, this one has no embedding")
-        return held(self.model, self.bundle.outputs.embedding.source)[0].copy()
+        return self._of_length_1(held(self.model, self.bundle.outputs.embedding.source)[0])
+
+    def scene(self, image: np.ndarray) -> np.ndarray:
+        """By what the image that was seen last is compared with others: its embedding, or else itself, small, grey."""
+        return self.seen() if self.bundle.outputs.embedding else resize(image, *GREY).mean(axis=2) / 255
 
     def embed(self, text: str, lenient: bool = False) -> np.ndarray:
         """The embedding float32 (D,), of length 1, of a text. `lenient`: without the words that it does not know.
-        Raises SampleError for a text that cannot be read."""
-        return self.model.read(self.readable(text, lenient))["embedding"][0].copy()
+        Raises SampleError for a text that cannot be read, EngineError if the model makes nothing of it."""
+        return self._of_length_1(self.model.read(self.readable(text, lenient))["embedding"][0])
+
+    def _of_length_1(self, embedding: np.ndarray) -> np.ndarray:
+        length = float(np.linalg.norm(embedding))
+        if not abs(length - 1) < 0.01:  # not of NaN either
+            raise EngineError(f"{self.bundle.path}: expected an embedding of length 1, got one of {length:.3g}")
+        return embedding.copy()
 
     def readable(self, text: str, lenient: bool = False) -> np.ndarray:
         """The tokens int64 (length,) of a text to embed. Raises SampleError for a text that cannot be read."""
@@ -203,12 +227,12 @@ class Language:
     def prompt(self, name: str, question: str | None = None, begin: str = "", before: Sequence[int] = ()) -> list[int]:
         """The tokens of a prompt, such as "caption" or "question", behind those `before` it, with the question in its
         place and what is said already behind it; -1 for each row of the image. A question that the text's graph reads
-        is read. Raises BundleError for a prompt that it does not know, SampleError."""
+        is read, about what was seen last. Raises BundleError for a prompt that it does not know, SampleError."""
         spec = self.spec.decoder
         if spec is None or name not in spec.prompts:
             known = sorted(spec.prompts) if spec else []
             raise BundleError(f"{self.bundle.path}: expected a bundle that can do a {name}, this one can do {known}")
-        tokens, blank, asked = list(before), "", question is None
+        tokens, blank, asked = list(before), "", not name.endswith("question")
         for piece in spec.prompts[name]:
             if piece == "image":
                 assert spec.rows is not None
@@ -222,18 +246,27 @@ class Language:
             else:
                 tokens += map(int, piece.split())
         if not asked:
-            assert question is not None
-            self.model.read(self._padded(self.tokens(question)))
+            self._speech = None
+            self.model.read(self._padded(self.tokens(question or "")))
         tokens += self.tokens(begin, before=blank) if begin else []
         if len(tokens) >= spec.length:
             raise SampleError("text", f"less than {spec.length} tokens with the prompt", f"{len(tokens)}")
         return tokens
 
-    def say(self, prompt: Sequence[int], most: int = MOST_TOKENS, rows: np.ndarray | None = None) -> Iterator[Token]:
+    def say(
+        self,
+        prompt: Sequence[int],
+        most: int = MOST_TOKENS,
+        rows: np.ndarray | None = None,
+        begun: Sequence[int] = (),
+    ) -> Iterator[Token]:
         """What comes after the prompt, about what was seen last: the likeliest token after the other, until its end.
-        `rows` (n, D) of the images in the prompt, if they are several."""
+        `rows` (n, D) of the images in the prompt, if they are several. `begun`: tokens with which each text begins.
+        Raises EngineError where the decoder gives nothing finite; EdgeError where it is to go on, and the model has
+        looked, been asked or spoken since."""
         spec, decoder = self.spec.decoder, self._decoder
         assert spec is not None and decoder is not None
+        self._speech = speech = object()
         decoder.reset()
         row = iter(self.rows() if rows is None else rows)
         for token in prompt:
@@ -242,15 +275,24 @@ class Language:
         while True:
             logits = outputs["logits"][0]
             logits[list(spec.unsaid)] = -np.inf
+            if not np.isfinite(logits.max()):  # NaN, if there is any
+                raise EngineError(f"{self.bundle.path}: the decoder's logits are not finite")
             token = int(logits.argmax())
             if token == spec.end:
                 return
             said.append(token)
             logprob = -float(np.log(np.exp(logits - logits[token]).sum()))
-            yield Token(self.tokenizer.decode(said), logprob, _attention(outputs))
+            yield Token(self.tokenizer.decode([*begun, *said]), logprob, _attention(outputs))
+            if self._speech is not speech:
+                raise EdgeError("expected to be asked for all that is said before the model looks or speaks anew")
             if len(said) >= most or decoder.seen == decoder.length:
                 return
             outputs = decoder.feed(token)
+
+
+def change(scene: np.ndarray, other: np.ndarray) -> float:
+    """Of two scenes: the cosine distance of their embeddings, 0 to 2, or their mean difference, 0 to 1."""
+    return float(1 - scene @ other if scene.ndim == 1 else np.abs(scene - other).mean())
 
 
 Source = str | Path | Bundle | Language
@@ -304,8 +346,11 @@ class GenerationPipeline:
 
     def __call__(self, image: np.ndarray, begin: str, most: int = MOST_TOKENS) -> Caption:
         prompt, rows = self.language.about(image, "caption", begin=begin)
-        more = caption_of(self.language.say(prompt, most, rows))
-        return Caption(f"{clean(begin)} {more.text}".strip(), more.score)
+        begun = self.language.tokens(begin) if begin else []
+        said = caption_of(self.language.say(prompt, most, rows, begun))
+        # Its first token may end a word that was begun. What was begun stays as it was written.
+        more = said.text[len(self.language.tokenizer.decode(begun)) :]
+        return Caption(clean(begin) + more, said.score)
 
 
 class QuestionPipeline:
@@ -368,13 +413,13 @@ def _nearest(candidates: Sequence[np.ndarray], query: np.ndarray, k: int) -> lis
 class ZeroShotPipeline:
     """image -> the probability of each of the user's labels, as texts, the likeliest first.
 
-    Raises ValueError without labels; SampleError for one that the model cannot read.
+    Raises ValueError without labels or for one that is there twice; SampleError for one that the model cannot read.
     """
 
     def __init__(self, bundle: Source, labels: Sequence[str]):
         self.language, self.labels = Language.of(bundle), tuple(labels)
-        if not self.labels:
-            raise ValueError("labels: expected at least one")
+        if not 0 < len(set(self.labels)) == len(self.labels):
+            raise ValueError(f"labels: expected at least one, and each once, got {list(self.labels)}")
         self._embeddings = np.stack([self.language.embed(label) for label in self.labels])
 
     def __call__(self, image: np.ndarray) -> dict[str, float]:

@@ -23,6 +23,7 @@ from mm_edge.types import FITS, KINDS, StreamSpec
 FORMAT = 1
 MAX_TOKENS = 100_000  # of a prompt and what is said
 PROMPTS = ("caption", "question", "next_caption", "next_question")
+TEXT_INPUTS, DECODER_INPUTS = {"tokens"}, {"token", "place", "keys", "values", "mask", "row"}
 MANIFEST, GOLDEN, VOCABULARY, TOKENIZER = "manifest.json", "golden.npz", "vocabulary.json", "tokenizer.json"
 
 
@@ -264,9 +265,14 @@ def _check_language(m: Manifest, expect: Callable[..., None]) -> None:
     taken = {part.name for part in m.parts} & language.graphs().keys()
     expect(not taken, "no part to be called as one of the language's graphs", sorted(taken))
     expect(language.scale > 0, "language.scale above 0", language.scale)
-    for name, spec in (("text", language.text), ("decoder", language.decoder)):
+    for name, spec, own in (("text", language.text, TEXT_INPUTS), ("decoder", language.decoder, DECODER_INPUTS)):
         if spec:
             expect(0 < spec.length <= MAX_TOKENS, f"language.{name}.length of 1 to {MAX_TOKENS}", spec.length)
+            clash = sorted(spec.uses.keys() & own)
+            expect(not clash, f"language.{name}.uses to name inputs of its own", clash)
+    named = [*language.text.begin, *language.text.end] if language.text else []
+    named += [language.decoder.end, *language.decoder.unsaid] if language.decoder else []
+    expect(all(0 <= token < 2**31 for token in named), "a language's tokens from 0 to 2**31", named)
     if language.text:
         around = len(language.text.begin) + len(language.text.end)
         expect(around < language.text.length, f"language.text.length above the {around} tokens around a text")
@@ -278,6 +284,10 @@ def _check_language(m: Manifest, expect: Callable[..., None]) -> None:
                 known = piece in ("image", "question", " question", *(("answer", " answer") if i == last else ()))
                 known = known or re.fullmatch("[0-9]{1,9}( [0-9]{1,9})*", piece) is not None
                 expect(known, f"prompts.{name} of question, image and tokens, and last answer", piece)
+            begins = any(piece == "image" or piece[0].isdigit() for piece in pieces)
+            expect(begins, f"prompts.{name} to have an image or a token, whatever is asked", pieces)
+            heard = language.text or not name.endswith("question") or {"question", " question"} & {*pieces}
+            expect(bool(heard), f"the question in prompts.{name}, or a language.text that reads it", pieces)
             rows = language.decoder.rows is not None or "image" not in pieces
             expect(rows, f"language.decoder.rows for the image in prompts.{name}")
 

@@ -10,7 +10,8 @@ point's fields may be arrays (`PointField.count`), so a chunk of n samples is th
     sample_rate_hz UINT32, first_sample FLOAT64 (exact to 2**53), ch0 INT16[n], ch1 INT16[n], ...
 
 with height = width = 1 and point_step = row_step = size of the record. Rate and sample number cost 16 bytes a chunk,
-are read by name like the sound itself, and leave the header's stamp and frame_id their meaning.
+are read by name like the sound itself, and leave the header's stamp and frame_id their meaning. Where messages of one's
+own can be compiled, mm_edge_msgs/AudioChunk holds the same in fields of its own, and is read and written as well.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ MESSAGE_TYPES = {
     "vector": "sensor_msgs/msg/JointState",
     "text": "std_msgs/msg/String",
 }
+AUDIO_CHUNK = "mm_edge_msgs/msg/AudioChunk"
 # Its usual topic, relative so that robots live in namespaces. A vector has none.
 TOPICS = {"audio": "audio", "image": "image", "imu": "imu", "points": "points", "scan": "scan", "text": "command_text"}
 # Their arrival is their stamp: no header, or one that says when to begin, 0 being "at once".
@@ -69,9 +71,9 @@ def from_ros(spec: StreamSpec, type_name: str, msg: Any, arrival_ns: int) -> Sam
     """The sample that `msg` of type `type_name` ("sensor_msgs/msg/Image") holds for the stream `spec`.
 
     Reads Image (rgb8, bgr8, rgba8, bgra8, mono8, yuyv, uyvy) and CompressedImage (jpeg, png) as image, PointCloud2 as
-    audio (see above) or points, LaserScan, Imu, String, and as vector: Twist and TwistStamped (6: linear, angular),
-    Odometry (13: position, orientation x y z w, linear, angular), JointState (position, velocity, effort, as far as
-    given, in the message's order), NavSatFix (3: latitude, longitude in degrees, to 0.8 m, altitude in m) and
+    audio (see above) or points, AudioChunk, LaserScan, Imu, String, and as vector: Twist and TwistStamped (6: linear,
+    angular), Odometry (13: position, orientation x y z w, linear, angular), JointState (position, velocity, effort, as
+    far as given, in the message's order), NavSatFix (3: latitude, longitude in degrees, to 0.8 m, altitude in m) and
     JointTrajectory (the first point's positions, or velocities if it has none). Arrays may share the message's memory.
     Whether the values make sense (NaN, a wrong sample rate) is for `preprocess.check`.
 
@@ -271,6 +273,16 @@ def _audio(spec: StreamSpec, msg: Any) -> Audio:
     return Audio(samples, int(first), rate)
 
 
+def _audio_chunk(spec: StreamSpec, msg: Any) -> Audio:
+    rate, channels, first = index(msg.sample_rate_hz), index(msg.channels), index(msg.first_sample)
+    if rate <= 0 or not 0 <= first <= 2**53:
+        raise SampleError(spec.name, "a sample rate and the number of the first sample", f"{rate} Hz, {first}")
+    samples = np.frombuffer(msg.samples, np.int16)
+    if channels <= 0 or len(samples) % channels:
+        raise SampleError(spec.name, "as many samples in each channel", f"{len(samples)} of {channels} channels")
+    return Audio(samples.reshape(-1, channels), first, rate)
+
+
 def _points(spec: StreamSpec, msg: Any) -> np.ndarray:
     cloud = _cloud(spec, msg, dict.fromkeys("xyz", _FLOAT32))
     return np.stack([cloud[axis].reshape(cloud.size) for axis in "xyz"], axis=1).astype(np.float32, copy=False)
@@ -315,6 +327,7 @@ _READERS: dict[tuple[str, str], Callable[[StreamSpec, Any], Any]] = {
     ("image", "sensor_msgs/msg/Image"): _image,
     ("image", "sensor_msgs/msg/CompressedImage"): _compressed_image,
     ("audio", "sensor_msgs/msg/PointCloud2"): _audio,
+    ("audio", AUDIO_CHUNK): _audio_chunk,
     ("scan", "sensor_msgs/msg/LaserScan"): _scan,
     ("points", "sensor_msgs/msg/PointCloud2"): _points,
     ("imu", "sensor_msgs/msg/Imu"): _imu,
@@ -385,6 +398,14 @@ def _write_audio(msg: Any, audio: Audio, point_field: Any) -> None:
         ]
     )
     _write_cloud(msg, record, len(record), fields, point_field)
+
+
+def audio_chunk_to_ros(msg: Any, stamp_ns: int, audio: Audio, frame_id: str = "") -> None:
+    """Fill an AudioChunk."""
+    _set_header(msg, stamp_ns, frame_id)
+    msg.sample_rate_hz, msg.channels = audio.sample_rate_hz, audio.samples.shape[1]
+    msg.first_sample = audio.first_sample
+    _set_array(msg, "samples", audio.samples)
 
 
 def _write_points(msg: Any, points: np.ndarray, point_field: Any) -> None:

@@ -33,7 +33,8 @@ def draw(rgb: np.ndarray, output: Output, title: str = "") -> np.ndarray:
     """uint8 (h, w, 3) -> uint8 (h', w', 3), RGB, the sides even as video wants them; `rgb` is not changed.
 
     The heat map shows the output's first attention over the whole frame; the arrow the action's first row; the bar
-    below each stream's age, red if masked. Without an action the reason is written over the frame.
+    below each stream's age, red if masked. Without an action the reason is written over the frame, or what was said or
+    told instead: caption, values.
     Raises MissingDependency without cv2.
     """
     cv2 = _cv2()
@@ -172,8 +173,11 @@ def _caption(cv2, frame: np.ndarray, title: str, output: Output) -> None:
     if title:
         _write(cv2, frame, title, (12, 26), INK, 0.62)
     line = frame.shape[0] - 12
-    if output.action is None:
+    said = output.caption.text if output.caption else ", ".join(f"{n} {v:.2f}" for n, v in output.values.items())
+    if output.action is None and (output.reasons or not said):
         _write(cv2, frame, "NO ACTION: " + ("; ".join(output.reasons) or "no reason given"), (12, line), BAD)
+    elif said:
+        _write(cv2, frame, said, (12, line), INK)
     elif output.notes:
         _write(cv2, frame, output.notes[0], (12, line), AMBER, 0.42)
 

@@ -31,15 +31,19 @@ class Vocabulary:
     def encode(self, text: str, length: int, stream: str = "text") -> np.ndarray:
         """int64 (length,), padded with 0. A command understood only in part is not obeyed in part: an unknown word, no
         words or too many of them raise SampleError."""
-        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
-        unknown = [w for w in words if w not in self._ids]
+        known, unknown = self.read(text)
         if unknown:
             raise SampleError(stream, f"words among the {len(self.words)} the model knows", f"unknown {unknown[:3]}")
-        if not 0 < len(words) <= length:
-            raise SampleError(stream, f"1 to {length} words", f"{len(words)}")
+        if not 0 < len(known) <= length:
+            raise SampleError(stream, f"1 to {length} words", f"{len(known)}")
         tokens = np.zeros(length, np.int64)
-        tokens[: len(words)] = [self._ids[w] for w in words]
+        tokens[: len(known)] = known
         return tokens
+
+    def read(self, text: str) -> tuple[list[int], list[str]]:
+        """The tokens of a text's words, and the words that have none."""
+        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+        return [self._ids[w] for w in words if w in self._ids], [w for w in words if w not in self._ids]
 
 
 def check(spec: StreamSpec, data: Any, vocabulary: Vocabulary | None = None) -> None:

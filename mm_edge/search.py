@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm_edge.errors import EdgeError, MissingDependency, RecordingError, SampleError
+from mm_edge.errors import EdgeError, EngineError, MissingDependency, RecordingError, SampleError
 from mm_edge.language import Language
 from mm_edge.overlay import draw_sheet
 from mm_edge.recording import first_messages, named, read, read_metadata
@@ -196,10 +196,13 @@ class Index:
     def _load(self) -> None:
         """Unless it is known as it is now."""
         file = self.path / RECORDINGS
-        if not file.exists() or file.stat().st_mtime_ns == self._loaded_ns:
+        written_ns = file.stat().st_mtime_ns if file.exists() else -1
+        if written_ns == self._loaded_ns:
+            return
+        self._loaded_ns, self._recordings, self._table = written_ns, {}, None
+        if written_ns == -1:  # somebody removed it
             return
         with self._named():
-            self._loaded_ns = file.stat().st_mtime_ns
             self._recordings = {name: _Recording(**known) for name, known in json.loads(file.read_bytes()).items()}
             db = self._connect(self.path)
             self._table = db.open_table(FRAMES) if FRAMES in db.list_tables().tables else None
@@ -209,6 +212,7 @@ class Index:
         new = file.with_suffix(".new")
         new.write_text(json.dumps({name: asdict(known) for name, known in self._recordings.items()}, indent=1))
         os.replace(new, file)
+        self._loaded_ns = file.stat().st_mtime_ns
 
     def _forget(self, names: Sequence[str]) -> None:
         """First the rows, and then the id by which they are known."""
@@ -290,11 +294,12 @@ class Index:
                     continue
                 try:
                     self.language.look(record.data)
-                except SampleError as error:
+                    seen = self.language.seen()
+                except (SampleError, EngineError) as error:
                     refused.append(str(error))
                     continue
                 at_s = (record.stamp_ns - begin_ns) / NS
-                yield known.id, record.stream, record.stamp_ns, record.arrival_ns, at_s, self.language.seen()
+                yield known.id, record.stream, record.stamp_ns, record.arrival_ns, at_s, seen
         except RecordingError as error:
             known.trouble = str(error)
         if refused and not known.trouble:
@@ -375,7 +380,7 @@ def _cameras(path: Path) -> dict[str, tuple[str, int]]:
     return {
         told.get(topic, topic): (topic, count)
         for topic, (kind, count, _) in sorted(first_messages(path).items())
-        if kind in IMAGES
+        if kind in IMAGES and count
     }
 
 
@@ -393,7 +398,10 @@ def frame(moment: Moment, language: Language) -> np.ndarray:
 def picture(path: str | Path) -> np.ndarray:
     """A picture's file, uint8 (h, w, 3) RGB. Raises EdgeError if it is none, OSError if it cannot be read."""
     cv2, data = _cv2(), Path(path).read_bytes()
-    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), 1) if data else None
+    try:
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), 1)
+    except cv2.error:  # nothing at all, or more pixels than it takes
+        bgr = None
     if bgr is None:
         raise EdgeError(f"{path}: expected a picture, got something else")
     return np.ascontiguousarray(bgr[..., ::-1])

@@ -73,8 +73,10 @@ class Viewer:
         """Begin to serve: the page on `port` and its data on the next one, to whoever reaches this machine. What comes
         before a browser does is kept, up to 1 GiB. Says what to open.
 
-        Raises EdgeError if a port is taken.
+        Raises EdgeError for a port that is none, or taken.
         """
+        if not 0 < port < 2**16 - 1:
+            raise EdgeError(f"expected a port from 1 to {2**16 - 2}, got {port}")
         for n in (port, port + 1):  # rerun would only log it
             with closing(socket.socket()) as free:
                 free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

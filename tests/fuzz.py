@@ -51,6 +51,7 @@ import numpy as np
 import onnx
 from rosbags.rosbag2 import StoragePlugin, Writer
 from ruamel.yaml import YAML
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 
 import mm_edge
@@ -58,6 +59,7 @@ from mm_edge import recording
 from mm_edge.bundle import Bundle, write_bundle
 from mm_edge.engine import golden
 from mm_edge.errors import EdgeError, RecordingError, SampleError
+from mm_edge.language import Language, caption_of
 from mm_edge.messages import MESSAGE_TYPES, action_to_ros, from_ros, output_to_json, to_ros, twist_from_ros
 from mm_edge.overlay import draw
 from mm_edge.pipeline import Pipeline
@@ -66,7 +68,7 @@ from mm_edge.replay import events, replay
 from mm_edge.safety import Limits
 from mm_edge.types import NS, Action, Audio, Output, Sample, Scan, StreamSpec
 from mm_edge.watchdog import Watchdog
-from tests import toy_bundle
+from tests import toy_bundle, toy_language
 
 SLOW_S, STUCK_S = 1.0, 30.0  # of the processor; of the clock: what takes so long on any machine waits for something
 JUMP_MB = 256  # a frame of 8K takes 100, and twice that while its colours are turned round
@@ -338,7 +340,7 @@ class Messages:
         if type_name == TWIST_STAMPED:
             self._watch(raw, now_ns)
 
-        def messages(connections: Any) -> Iterator[tuple[Any, int, bytes]]:
+        def messages(connections: Any, *span: Any) -> Iterator[tuple[Any, int, bytes]]:
             for connection in connections:
                 j = self._topics.index(connection.topic)
                 yield connection, now_ns, raw if j == i else self._raw[j]
@@ -470,21 +472,23 @@ def claim_size(random: Random, data: np.ndarray) -> np.ndarray:
 
 class Bundles:
     """A bundle with anything wrong with it, most often by whoever made it: with hashes that are right. What is accepted
-    is opened by an engine and ticks."""
+    is opened by an engine, ticks, and if it has a language, reads and speaks."""
 
     def __init__(self, folder: Path):
-        self._folder = folder / "bundle"
-        good = write_toy(folder / "good")
-        self._outside = folder / "outside"
-        self._outside.write_bytes(good.contents["camera.onnx"])
-        self._files = dict(good.contents)
-        self._manifest = json.loads((good.path / "manifest.json").read_text())
-        self._bomb = _bomb()
-        good.path.rename(self._folder)
-        assert self._attempt()
+        self._folder, self._outside, self._bomb = folder / "bundle", folder / "outside", _bomb()
+        self._good = []
+        for write in (write_toy, toy_language.write_toy_language, write_pieces):
+            bundle = write(folder / "good")
+            manifest = json.loads((bundle.path / "manifest.json").read_text())
+            self._good.append((dict(bundle.contents), manifest))
+            self._outside.write_bytes(bundle.contents["camera.onnx"])
+            _remove(self._folder)
+            bundle.path.rename(self._folder)
+            assert self._attempt()
 
     def cases(self, random: Random) -> Iterator[Case]:
-        files, manifest, text = dict(self._files), deepcopy(self._manifest), None
+        good, manifest = random.choice(self._good)
+        files, manifest, text = dict(good), deepcopy(manifest), None
         kind = random.choice([*["manifest"] * 3, "onnx", "onnx", "golden", "golden", "words", "folder"])
         spoil = None
         if kind == "manifest" and random.random() < 0.8:
@@ -497,12 +501,13 @@ class Bundles:
             what, files[name] = spoilt
             what = f"{name}: {what}"
         elif kind == "golden":
-            what, files["golden.npz"] = self._odd_golden(random)
+            what, files["golden.npz"] = self._odd_golden(random, files["golden.npz"])
         elif kind == "words":
-            what, words = odd_json(random, ["go", "stop", "crash"])
-            files["vocabulary.json"] = json.dumps(words).encode()
+            name = "vocabulary.json" if "vocabulary.json" in files else "tokenizer.json"
+            what, words = odd_json(random, json.loads(files[name]))
+            files[name] = json.dumps(words).encode()
             if random.random() < 0.3:
-                what, files["vocabulary.json"] = odd_bytes(random, files["vocabulary.json"])
+                what, files[name] = odd_bytes(random, files[name])
         else:
             what, spoil = self._odd_folder(random, files)
         if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and random.random() < 0.9:
@@ -523,10 +528,11 @@ class Bundles:
             pipeline.push(Sample(spec.name, T0, T0, plain(spec, bundle)))
         check_output(bundle, pipeline.tick(T0))
         check_output(bundle, pipeline.tick(T0 + 50 * MS))
+        if bundle.language:
+            converse(Language(bundle, model=pipeline.model))
         return True
 
-    def _odd_golden(self, random: Random) -> tuple[str, bytes]:
-        data = self._files["golden.npz"]
+    def _odd_golden(self, random: Random, data: bytes) -> tuple[str, bytes]:
         way = random.choice(("bytes", "bytes", "bomb", *["arrays"] * 6))
         if way == "bytes":
             return odd_bytes(random, data)
@@ -579,6 +585,30 @@ class Bundles:
         return f"{way} {name}", ways[way]
 
 
+def write_pieces(folder: Path) -> Bundle:
+    """The toy with a language, with a tokenizer.json in the place of its words."""
+    words = toy_language.write_toy_language(folder)
+    tokenizer = Tokenizer(
+        models.WordPiece({"": 0} | {w: i + 1 for i, w in enumerate(toy_language.WORDS)}, unk_token="")
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    manifest = json.loads((words.path / "manifest.json").read_text())
+    del manifest["format"], manifest["files"]
+    files = {name: data for name, data in words.contents.items() if name != "vocabulary.json"}
+    return write_bundle(folder, manifest, {**files, "tokenizer.json": tokenizer.to_str().encode()})
+
+
+def converse(language: Language) -> None:
+    """All that it can do, about a picture."""
+    language.look(plain(language.stream, language.bundle))
+    for prompt in language.spec.decoder.prompts if language.spec.decoder else ():
+        question = "is it red" if prompt.endswith("question") else None
+        said = caption_of(language.say(language.prompt(prompt, question), most=6))
+        assert isinstance(said.text, str) and 0 <= said.score <= 1.0001, said
+    if language.spec.text and language.bundle.outputs.embedding:
+        assert math.isfinite(language.embed("a red ball") @ language.seen())
+
+
 def odd_graph(random: Random, data: bytes) -> tuple[str, bytes]:
     """An ONNX model with one to three changes to its nodes."""
     model = onnx.load_from_string(data)
@@ -606,7 +636,7 @@ def odd_graph(random: Random, data: bytes) -> tuple[str, bytes]:
 def plain(spec: StreamSpec, bundle: Bundle) -> Any:
     """A sample's data, as a stream like this may carry."""
     return {
-        "image": lambda: np.zeros((4, 4, 3), np.uint8),
+        "image": lambda: np.full((4, 4, 3), 100, np.uint8),
         "audio": lambda: Audio(np.zeros((160, spec.channels), np.int16), 0, spec.sample_rate_hz),
         "scan": lambda: Scan(np.ones(8, np.float32), 0.0, 0.7, 0.1, 8.0),
         "points": lambda: np.ones((4, 3), np.float32),

@@ -89,11 +89,13 @@ def test_a_folder_is_pictures_with_captions_and_questions(folder):
     assert (shape.kind, shape.answer) == ("yes/no", "no")
 
 
-def test_training_and_evaluation_read_their_own_files(tmp_path):
+def test_training_and_evaluation_read_their_own_files(tmp_path, trained, capsys):
     for part in ("train", "val"):
         write(tmp_path, contents(part), part)
     assert {p.file.parent.name for p in coco.read(tmp_path, "train")} == {"train"}
     assert {p.file.parent.name for p in coco.read(tmp_path, "val")} == {"val"}
+    assert evaluate.main(["vlm", "--data", str(tmp_path), "--checkpoint", str(trained), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["learned"] is False
 
 
 def test_words_are_small_letters_of_any_script_as_the_robot_reads_them():
@@ -127,12 +129,16 @@ def test_a_lesson_is_a_picture_and_what_was_said_of_it(folder, tmp_path):
         assert said[at] == texts.ask and texts.text(said[at:]) in {question.answer for question in shown.questions}
         colour = COLOURS[list(COLOURS)[number // 2]]
         assert label["image"][i, 16, 24].tolist() == pytest.approx(colour, abs=3)  # the middle, in RGB
+    saved, again = supply.state_dict(), vlm.supply(recipe, 0, tmp_path, 1)
+    want = supply.next().labels
+    again.load_state_dict(saved)
+    assert all(torch.equal(value, want[name]) for name, value in again.next().labels.items())  # it goes on exactly
 
 
 def test_what_was_learned_is_scored(folder, trained, capsys):
     assert evaluate.main(["vlm", "--data", str(folder), "--checkpoint", str(trained), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores["pictures"] == scores["recall_among"] == 6
+    assert scores["pictures"] == scores["recall_among"] == 6 and scores["learned"] is True
     assert scores["captions"] == scores["questions"] == 12
     assert {"bleu4", "rouge_l", "cider", "meteor"} <= scores.keys()
     assert scores["vqa"].keys() == {"overall", "yes/no", "other"}

@@ -175,6 +175,21 @@ def test_a_chat_answers_what_transformers_does(name, bundles, sources):
         assert CaptionPipeline(bundles[name])(image, most=8).text == said(source, want)
 
 
+@torch.no_grad()
+def test_what_is_said_may_end_a_word_that_was_begun(bundles, sources):
+    source, language, begin = sources["smolvlm"], bundles["smolvlm"], "It is a re"
+    prompt, _ = language.about(IMAGES[0], "caption", begin=begin)
+    image = source.model.config.image_token_id
+    ids = torch.tensor([[image if token == -1 else token for token in prompt]])
+    pixels = source.pixels(torch.from_numpy(IMAGES[0][None]))[None]
+    more = source.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, bad_words_ids=[[image]], **GREEDY
+    )
+    want = said(source, [*source.tokens(begin), *more[0, len(prompt) :]])
+    assert want[len(begin)] != " "
+    assert GenerationPipeline(language)(IMAGES[0], begin, most=8).text == want
+
+
 @pytest.mark.parametrize("name", CHATS)
 @torch.no_grad()
 def test_a_prompt_of_several_images_is_what_transformers_makes_of_it(name, bundles, sources):
@@ -215,8 +230,7 @@ def test_too_many_examples_are_refused_and_so_are_any_where_a_prompt_has_one_ima
 
 def test_every_graph_builds_with_tensorrt(bundles):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'mm-edge[trt-rtx]'")
-    for name in ("clip", "blip", "blip_vqa", "smolvlm"):  # the graphs of the other chat are the same
-        bundle = bundles[name].bundle
+    for bundle in (language.bundle for language in bundles.values()):
         assert list(build_parts(bundle, build_rtx)) == [graph.name for graph in bundle.graphs()]
 
 
@@ -291,6 +305,9 @@ def edit(folder, name, **changes):
         (lambda f: (f / "tokenizer.json").write_text("{}"), "the tokenizer cannot be read"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "expected preprocessor_config.json or processor_config"),
         (lambda f: edit(f, "preprocessor_config.json", size={"shortest_edge": 40}), "expected pictures of 32 x 32, as"),
+        (lambda f: edit(f, "preprocessor_config.json", image_std=[1, 0, 1]), "image_mean and image_std of three"),
+        (lambda f: edit(f, "preprocessor_config.json", rescale_factor="1/255"), "and a rescale_factor, got .* 1/255"),
+        (lambda f: edit(f, "preprocessor_config.json", image_processor=7), "image_processor: expected an object"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_refused_by_its_folder(spoil, why, folders, tmp_path, capsys):
@@ -349,6 +366,15 @@ def test_pictures_without_what_is_learned_are_refused(sources, photos, tmp_path)
         finetune.finetune(sources["blip"], photos, tmp_path, batch=20)
     with pytest.raises(ValueError, match="at least 2 pictures in a batch"):
         finetune.finetune(sources["clip"], photos, tmp_path, batch=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "special"), [("blip_vqa", "[SEP]"), ("smolvlm", "<image>"), ("clip", "<|endoftext|>")]
+)
+def test_special_tokens_are_never_read_out_of_a_text(name, special, bundles, sources):
+    (token,) = sources[name].tokens(special)
+    assert sources[name].tokenizer.decode([token]) == special
+    assert token not in bundles[name].tokens(f"a ball {special}")
 
 
 def test_a_chats_prompts_are_read_off_its_template(bundles):

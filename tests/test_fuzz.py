@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-for library in ("cv2", "onnx", "onnxruntime", "rosbags"):
+for library in ("cv2", "onnx", "onnxruntime", "rosbags", "tokenizers"):
     pytest.importorskip(library, reason=f"{library} is not installed")
 
 from mm_edge import recording

@@ -10,7 +10,7 @@ import pytest
 from mm_edge.align import NS, UNSEEN, Aligner
 from mm_edge.errors import SampleError
 from mm_edge.health import Shortfall, StreamMonitor, absence
-from mm_edge.types import Sample, StreamSpec
+from mm_edge.types import Audio, Sample, StreamSpec
 
 MS = 1_000_000
 CAMERA = StreamSpec(
@@ -231,3 +231,38 @@ def test_samples_out_of_time_are_told_at_the_next_tick_and_reported_once():
         "1 out of time, the last future: stamp +900 ms from its arrival, allowed +50 ms",
     )
     assert camera.report().ok
+
+
+AUDIO = StreamSpec(
+    "audio", "audio", (1, 1, 1), 50, 300, window_ms=100, frozen_ms=100, sample_rate_hz=16_000, channels=1
+)
+
+
+def heard(samples: np.ndarray) -> list[str]:
+    """What is said at ten ticks a second of a microphone's int16 `samples`, that come in chunks of 20 ms."""
+    aligner, told = Aligner([AUDIO], 0.1), list[str]()
+    monitor = StreamMonitor(AUDIO, aligner.streams["audio"])
+    for i, chunk in enumerate(samples.reshape(-1, 320, 1)):
+        stamp_ns = 10**15 + i * 20 * MS
+        aligner.push(Sample("audio", stamp_ns, stamp_ns + 20 * MS, Audio(chunk, i * 320, 16_000)))
+        if i % 5 == 4:
+            view = aligner.window(stamp_ns + 20 * MS).views["audio"]
+            told += [*filter(None, [absence(AUDIO, view)]), *monitor.look(view)]
+            assert monitor.report(view.stamp_ns, view).reasons == tuple(told[-1:])
+    return told
+
+
+def tone(height: float) -> np.ndarray:
+    """Half a second, whose chunks all differ."""
+    return np.clip(height * np.sin(0.1 * np.arange(8000)), -32768, 32767).astype(np.int16)
+
+
+def test_a_microphone_that_is_muted_is_told_from_one_that_is_stuck():
+    muted, stuck = np.zeros(8000, np.int16), np.tile(tone(3000)[:320], 25)
+    assert heard(muted) == [f"audio muted: nothing but zeros for {ms} ms" for ms in (100, 200, 300, 400)]
+    assert heard(stuck) == [f"audio frozen: the same data for {ms} ms" for ms in (100, 200, 300, 400)]
+
+
+def test_sound_that_is_clipped_is_told_and_sound_that_just_fits_is_not():
+    assert heard(tone(32767)) == heard(tone(300)) == []
+    assert heard(tone(40000))[0] == "audio clipped: 39% of its samples at full scale"

@@ -10,20 +10,23 @@ torch = pytest.importorskip("torch", reason="the bundle is exported here")
 pytest.importorskip("onnxscript", reason="the bundle is exported here")
 
 from export.language import export_vision_language
+from export.quantize import main as quantize
 from export.to_tensorrt import build_parts, build_rtx
 from mm_edge import engine
-from mm_edge.bundle import Bundle
-from mm_edge.errors import BundleError, EngineError, SampleError
+from mm_edge.bundle import SHIPPED_VLM, Bundle
+from mm_edge.errors import BundleError, EdgeError, EngineError, SampleError
 from mm_edge.language import (
     CaptionPipeline,
     GenerationPipeline,
     Language,
+    Pieces,
     QuestionPipeline,
     RetrievalPipeline,
     ZeroShotPipeline,
     clean,
 )
 from mm_edge.types import StreamSpec
+from tests import toy_language
 from training.vision_language import VisionLanguageModel
 
 WORDS = ["a", "red", "blue", "ball", "box", "is", "it", "yes", "no"]
@@ -97,6 +100,7 @@ def test_what_is_said_goes_on_from_what_was_begun(language):
     whole = CaptionPipeline(language)(PICTURE, most=6).text
     begin = " ".join(whole.split()[:2])
     assert GenerationPipeline(language)(PICTURE, begin, most=4).text == whole
+    assert GenerationPipeline(language)(PICTURE, "", most=6).text == whole
 
 
 @torch.no_grad()
@@ -115,8 +119,9 @@ def test_pictures_and_texts_find_each_other(net, language):
 def test_labels_have_scores_that_sum_to_one_the_likeliest_first(language):
     scores = ZeroShotPipeline(language, ["a red ball", "a blue box", "no"])(PICTURE)
     assert sum(scores.values()) == pytest.approx(1) and list(scores.values()) == sorted(scores.values(), reverse=True)
-    with pytest.raises(ValueError, match="labels: expected at least one"):
-        ZeroShotPipeline(language, [])
+    for labels in ([], ["no", "no"]):
+        with pytest.raises(ValueError, match="labels: expected at least one, and each once"):
+            ZeroShotPipeline(language, labels)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +162,68 @@ def test_frames_one_after_the_other_are_remembered_and_a_picture_alone_is_not(la
     np.testing.assert_array_equal(language.seen(), alone)
 
 
+def test_what_is_not_finite_is_told_and_forgotten_with_the_next_picture(language):
+    caption = CaptionPipeline(language)
+    before = caption(PICTURE)
+    language.model.graphs["decoder"].inputs["memory_values"].fill(np.nan)
+    with pytest.raises(EngineError, match="the decoder's logits are not finite"):
+        list(language.say(language.prompt("caption")))
+    assert caption(PICTURE) == before
+
+
+def test_of_a_picture_that_the_model_cannot_bear_nothing_is_said(bundle, monkeypatch):
+    language = Language(bundle)
+    language.look(PICTURE)
+    graph = language.model.parts["camera"].graph
+    run = graph.run
+    monkeypatch.setattr(graph, "run", lambda: {**run(), "ok": np.zeros(1, np.float32)})
+    with pytest.raises(EngineError, match="what the model makes of this picture is not finite"):
+        CaptionPipeline(language)(OTHER)
+    with pytest.raises(EngineError, match="expected an embedding of length 1, got one of 0"):
+        language.seen()
+
+
+def test_a_speech_ends_as_the_model_looks_or_speaks_anew(language):
+    language.look(PICTURE)
+    for interrupt in (lambda: language.look(OTHER), lambda: next(language.say(language.prompt("caption")))):
+        speech = language.say(language.prompt("caption"), most=4)
+        next(speech)
+        interrupt()
+        with pytest.raises(EdgeError, match="all that is said before the model looks or speaks anew"):
+            next(speech)
+
+
+def test_a_tokenizer_that_is_damaged_is_refused_and_so_is_a_text_that_it_cannot_read(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="pip install 'mm-edge[language]'")
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="?")).to_str())
+    pieces = Pieces(path, json.dumps(whole).encode())
+    assert pieces.encode("a") == ([0], []) and pieces.decode([0]) == "a"
+    with pytest.raises(BundleError, match=f"{path}: .*Missing .UNK."):
+        pieces.encode("b")
+    panics = {**whole, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}
+    for data in (b"{}", b"\xff", json.dumps(panics).encode()):
+        with pytest.raises(BundleError, match=f"{path}: "):
+            Pieces(path, data)
+
+
+def test_a_decoder_of_eight_bits_is_smaller_and_says_so(bundle, tmp_path, capsys):
+    assert quantize([str(bundle), str(tmp_path / "int8")]) == 0
+    small, large = Bundle.read(tmp_path / "int8"), Bundle.read(bundle)
+    assert len(small.contents["decoder.onnx"]) < len(large.contents["decoder.onnx"])
+    assert small.contents["image.onnx"] == large.contents["image.onnx"] and small.scores == {}
+    assert small.training["quantized"].endswith(large.id) and b"eight bits" in small.contents["README.md"]
+    assert CaptionPipeline(small)(PICTURE, most=1).score == pytest.approx(
+        CaptionPipeline(large)(PICTURE, most=1).score, abs=0.1
+    )
+    assert quantize(["mm_edge/bundles/drive", str(tmp_path / "no")]) == 1
+    assert "expected a bundle with a decoder" in capsys.readouterr().err
+
+
+def test_the_shipped_bundle_is_smaller_than_10_mb():
+    assert sum(file.stat().st_size for file in SHIPPED_VLM.iterdir()) < 10e6
+
+
 def test_a_bundle_without_a_language_says_so():
     with pytest.raises(BundleError, match="expected a bundle with a language"):
         Language("mm_edge/bundles/drive")
@@ -172,6 +239,15 @@ def damaged(bundle, tmp_path, change):
     return folder
 
 
+def test_where_the_texts_graph_reads_the_question_one_must_be_asked(bundle, tmp_path):
+    folder = damaged(bundle, tmp_path, lambda m: m["language"]["decoder"]["prompts"].update(question=["1"]))
+    language = Language(folder)
+    language.look(PICTURE)
+    assert language.prompt("question", "is it red") == [1]
+    with pytest.raises(SampleError, match="expected some words"):
+        language.prompt("question")
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -181,6 +257,24 @@ def damaged(bundle, tmp_path, change):
         (lambda m: m["language"]["decoder"]["prompts"].update(poem=["1"]), "prompts for caption and question"),
         (lambda m: m["language"]["decoder"]["prompts"].update(caption=["begin"]), "of question, image and tokens"),
         (lambda m: m["language"]["decoder"]["prompts"].update(caption=["99"]), "tokens beyond the 14"),
+        (lambda m: m["language"]["decoder"]["prompts"].update(caption=["answer"]), "to have an image or a token"),
+        (
+            lambda m: m["language"].update(text=None) or m["language"]["decoder"]["prompts"].update(question=["1"]),
+            "the question in prompts.question, or a language.text",
+        ),
+        (lambda m: m["language"]["decoder"].update(unsaid=[-1]), r"tokens from 0 to 2\*\*31"),
+        (lambda m: m["language"]["text"].update(begin=[2**31]), r"tokens from 0 to 2\*\*31"),
+        (
+            lambda m: m["language"]["text"].update(uses={"tokens": "camera.embedding"}),
+            "text.uses to name inputs of its",
+        ),
+        (lambda m: m["language"]["decoder"]["uses"].update(mask="camera.embedding"), "uses to name inputs of its own"),
+        (lambda m: m["language"]["decoder"].update(rows="camera.embedding"), r"rows: expected float32 \(1, n, D\)"),
+        (lambda m: m["language"]["decoder"].update(rows="text.embedding"), "rows expects an output of a part before"),
+        (
+            lambda m: m["outputs"].update(attention={"source": "text.embedding", "stream": "camera"}),
+            "outputs.attention expects an output of a part before it",
+        ),
         (lambda m: m["language"]["decoder"].update(length=11), r"'keys': expected \(layers, heads, d, 11\)"),
         (lambda m: m["language"]["decoder"].update(uses={}), "'memory_keys': expected nothing"),
         (lambda m: m["language"]["text"].update(length=13), "inputs 'tokens'"),
@@ -191,6 +285,20 @@ def damaged(bundle, tmp_path, change):
 def test_a_manifest_that_does_not_fit_its_graphs_is_refused(bundle, tmp_path, change, why):
     with pytest.raises(BundleError, match=why):
         Bundle.read(damaged(bundle, tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "why"),
+    [
+        ("text", " embedding", " vector", r"text.onnx: outputs 'embedding': expected float32 \(1, 2\), got nothing"),
+        ("decoder", "2,2] attention", "4] attention", r"outputs 'attention': expected float32 \(1, rows, columns\)"),
+    ],
+)
+def test_a_graph_that_does_not_give_what_is_asked_of_it_is_refused(tmp_path, monkeypatch, name, old, new, why):
+    graph = toy_language.GRAPHS[name].replace(old, new)
+    monkeypatch.setitem(toy_language.GRAPHS, name, graph)
+    with pytest.raises(BundleError, match=why):
+        toy_language.write_toy_language(tmp_path / "toy")
 
 
 def test_the_golden_trace_covers_text_and_decoder(bundle, tmp_path):

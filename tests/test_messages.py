@@ -4,7 +4,10 @@ import importlib
 import json
 import math
 import zlib
+from array import array
 from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,9 +17,11 @@ from hypothesis import strategies as st
 
 from mm_edge.errors import BundleError, SampleError
 from mm_edge.messages import (
+    AUDIO_CHUNK,
     MESSAGE_TYPES,
     TWIST,
     action_to_ros,
+    audio_chunk_to_ros,
     from_ros,
     output_from_json,
     output_to_json,
@@ -337,6 +342,52 @@ def test_sound_that_contradicts_itself(new, change, got):
 def test_sound_needs_a_rate_and_a_whole_sample_number(new):
     for audio in (Audio(DATA["audio"].samples, 0, 0), Audio(DATA["audio"].samples, 0.5, 16000)):
         assert "expected a sample rate and the number" in refusal("audio", filled(new, "audio", audio))
+
+
+@pytest.fixture(params=["rosbags", "as rclpy has it"])
+def chunk(request):
+    """An empty mm_edge_msgs/AudioChunk, and what becomes of one on its way. It cannot be counted on that rclpy's was
+    compiled here: an object with the same fields stands in for it."""
+    path = Path(__file__).parents[1] / "ros2_ws/src/mm_edge_msgs/msg/AudioChunk.msg"
+    if request.param == "rosbags":
+        stores = pytest.importorskip("rosbags.typesys", reason="rosbags is not installed")
+        from mm_edge.recording import empty_message
+
+        store = stores.get_typestore(stores.Stores.ROS2_JAZZY)
+        store.register(stores.get_types_from_msg(path.read_text(), AUDIO_CHUNK))
+        return empty_message(store, AUDIO_CHUNK), lambda msg: store.deserialize_cdr(
+            store.serialize_cdr(msg, AUDIO_CHUNK), AUDIO_CHUNK
+        )
+    fields = [line.split()[1] for line in path.read_text().splitlines() if line[0] != "#"]
+    header = SimpleNamespace(stamp=SimpleNamespace(sec=0, nanosec=0), frame_id="")
+    empty = {"header": header, "sample_rate_hz": 0, "channels": 0, "first_sample": 0, "samples": array("h")}
+    assert fields == [*empty]
+    return SimpleNamespace(**empty), deepcopy
+
+
+def test_sound_as_a_message_of_its_own(chunk):
+    msg, sent = chunk
+    for audio in (DATA["audio"], Audio(np.int16([[7], [8]]), 0, 44_100)):
+        audio_chunk_to_ros(msg, STAMP_NS, audio, "ears")
+        sample = read("audio", sent(msg), AUDIO_CHUNK)
+        assert sample[:3] == ("s", STAMP_NS, ARRIVAL_NS) and msg.header.frame_id == "ears"
+        assert_same(sample.data, audio)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "got"),
+    [
+        ("channels", 4, "expected as many samples in each channel, got 6 of 4 channels"),
+        ("channels", 0, "expected as many samples in each channel, got 6 of 0 channels"),
+        ("sample_rate_hz", 0, "expected a sample rate and the number of the first sample, got 0 Hz"),
+        ("first_sample", 2**53 + 1, "expected a sample rate and the number of the first sample"),
+    ],
+)
+def test_a_message_of_sound_that_contradicts_itself(chunk, field, value, got):
+    msg, sent = chunk
+    audio_chunk_to_ros(msg, STAMP_NS, DATA["audio"])
+    setattr(msg, field, value)
+    assert got in refusal("audio", sent(msg), AUDIO_CHUNK)
 
 
 def test_vectors(new):

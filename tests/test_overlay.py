@@ -6,8 +6,8 @@ import pytest
 
 from mm_edge.clip import Clip
 from mm_edge.language import Token, words_of
-from mm_edge.overlay import BAD, BAR, COLUMNS, GOOD, LINE, draw, draw_words
-from mm_edge.types import Action, Attention, Output
+from mm_edge.overlay import BAD, BAR, COLUMNS, GOOD, INK, LINE, draw, draw_words
+from mm_edge.types import Action, Attention, Caption, Output
 
 ACTION = Action(("linear_x", "angular_z"), np.float32([[0.4, 0.8]]), 0.1)
 
@@ -20,6 +20,15 @@ def output(**kwargs):
 def near(picture, colour):
     """Pixels of about that colour: (n, 2), row and column."""
     return np.argwhere(np.abs(picture.astype(int) - colour).max(axis=2) < 12)
+
+
+def test_a_model_that_says_or_tells_something_does_not_lack_an_action():
+    rgb, caption = np.full((480, 640, 3), 90, np.uint8), Caption("a red ball", 0.9)
+    for what in ({"caption": caption}, {"values": {"left": 0.75, "right": 0.25}}):
+        said, refused = draw(rgb, output(**what)), draw(rgb, output(**what, reasons=("camera dead",)))
+        assert not len(near(said[440:480], BAD)) and len(near(said[440:480], INK)) > 20
+        assert len(near(refused[440:480], BAD)) > 20
+    assert len(near(draw(rgb, output())[440:480], BAD)) > 20  # silence is told
 
 
 def test_small_frames_are_enlarged_and_stay_as_they_were():

@@ -192,9 +192,21 @@ def test_a_damaged_recording_is_told_of_and_the_others_are_searched(tmp_path, la
 
 
 def test_a_recording_without_images_is_told_of(tmp_path, language):
-    with RecordingWriter(tmp_path / "a", [StreamSpec("text", "text", (3,), rate_hz=0, max_age_ms=1000)]) as recording:
+    """Though it has a camera's topic."""
+    text = StreamSpec("text", "text", (3,), rate_hz=0, max_age_ms=1000)
+    with RecordingWriter(tmp_path / "a", [text, CAMERA]) as recording:
         recording.write(Sample("text", T0, T0, "go"))
     assert updated(tmp_path, language)[2] == [f"{tmp_path / 'a'}: has no images"]
+
+
+def test_a_frame_of_which_the_model_makes_nothing_is_told_of_and_the_others_are_found(tmp_path, language):
+    """A black one: its embedding is 0 / 0."""
+    with RecordingWriter(tmp_path / "a", [CAMERA]) as recording:
+        for i, seen in enumerate([colour(10), 0 * colour(10), colour(20)]):
+            recording.write(Sample("camera", T0 + i * NS, T0 + i * NS, seen))
+    index, recordings, (trouble,) = updated(tmp_path, language)
+    assert trouble.startswith(f"{tmp_path / 'a'}: 1 frames cannot be read: ")
+    assert [m.at_s for m in index.search(RED, recordings, apart_s=1)] == [2, 0]
 
 
 def test_only_one_process_reads_at_a_time(tmp_path, language):
@@ -214,6 +226,14 @@ def test_a_spoilt_index_is_told_of(tmp_path, language):
     (index.path / "recordings.json").write_text("{")
     with pytest.raises(RecordingError, match=r"cannot be read or written \(if it is removed, it is made anew\)"):
         Index(tmp_path, language)
+
+
+def test_an_index_that_is_removed_is_made_anew_also_by_who_has_it_open(tmp_path, language):
+    record(tmp_path / "a", [10])
+    index, recordings, _ = updated(tmp_path, language)
+    shutil.rmtree(tmp_path / search.INDEX)
+    assert index.update(recordings) == [] and language.n == 2
+    assert len(index.search(RED, recordings)) == len(Index(tmp_path, language).search(RED, recordings)) == 1
 
 
 @pytest.fixture
@@ -256,6 +276,7 @@ def test_what_makes_no_sense_is_one_line(tmp_path, searched):
     record(tmp_path / "rec" / "0", [0])
     (tmp_path / "empty").mkdir()
     (tmp_path / "words.jpg").write_text("no picture")
+    (tmp_path / "void.jpg").touch()
     rec = tmp_path / "rec"
     for arguments, why in (
         ([tmp_path / "nowhere", "red"], "nowhere: expected a recording or a folder of them, there is nothing"),
@@ -264,6 +285,7 @@ def test_what_makes_no_sense_is_one_line(tmp_path, searched):
         ([rec, " "], "text: expected some words, got ' '"),
         ([rec, "gnomes"], "text: expected words that the model knows, got unknown ['gnomes']"),
         ([rec, "--image", tmp_path / "words.jpg"], "words.jpg: expected a picture, got something else"),
+        ([rec, "--image", tmp_path / "void.jpg"], "void.jpg: expected a picture, got something else"),
         ([rec, "--image", tmp_path / "none.jpg"], f"No such file or directory: '{tmp_path / 'none.jpg'}'"),
     ):
         status, out, log = searched(*arguments)

@@ -46,6 +46,28 @@ def test_the_service_answers_with_moments_also_of_recordings_that_came_later(gra
     assert "No such file" in ask("file:///nowhere.jpg")
 
 
+def test_what_is_wrong_with_recordings_is_told_once_each(graph, tmp_path):
+    for name in "ab":
+        record(tmp_path / "rec" / name, [0])
+        (tmp_path / "rec" / name / f"{name}.mcap").write_bytes(b"no recording")
+    bundle = write_toy_language(tmp_path / "toy").path
+    graph.nodes.start("search_node", {"recordings": tmp_path / "rec", "bundle": bundle})
+    for _ in range(2):
+        answer = graph.call(AddDiagnostics, "search_node/search", load_namespace="red")
+        assert answer.success and json.loads(answer.message)["moments"] == []
+    log = graph.nodes.log("search_node").read_text()
+    assert [log.count(f"{tmp_path / 'rec' / name}: cannot be read") for name in "ab"] == [1, 1]
+
+
+def test_a_single_recording_can_be_searched(graph, tmp_path):
+    record(tmp_path / "rec" / "0", [0])
+    record(tmp_path / "rec" / "1", [0])
+    bundle = write_toy_language(tmp_path / "toy").path
+    graph.nodes.start("search_node", {"recordings": tmp_path / "rec" / "0", "bundle": bundle})
+    answer = graph.call(AddDiagnostics, "search_node/search", load_namespace="red")
+    assert [m["recording"] for m in json.loads(answer.message)["moments"]] == [str(tmp_path / "rec" / "0")]
+
+
 def test_a_folder_that_is_not_there_ends_the_node_with_one_line(tmp_path):
     command = [sys.executable, "-m", "mm_edge_ros.search_node", "--ros-args", "-p", f"recordings:={tmp_path / 'none'}"]
     done = subprocess.run(command, env=ros.ROS.env, capture_output=True, text=True, timeout=60)

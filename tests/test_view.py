@@ -275,6 +275,23 @@ def test_the_command_draws_what_went_in_and_what_came_out(toy, recording, tmp_pa
     assert "imu never seen" in [text for _, _, text in texts(rows["log/notes"])]
 
 
+def test_of_a_recording_it_is_said_what_the_camera_saw_as_that_changes(toy, tmp_path):
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
+    from toy_language import BLUE, RED, write_toy_language
+
+    from mm_edge.recording import RecordingWriter
+
+    # Of the fourth, a black one, the model makes 0 / 0.
+    vlm, camera = write_toy_language(tmp_path / "vlm").path, Bundle.read(toy).streams[:1]
+    with RecordingWriter(tmp_path / "rec", camera) as writer:
+        for i, seen in enumerate([RED, RED, BLUE, 0 * BLUE, RED], 1):
+            writer.write(Sample("camera", i * PERIOD_NS, i * PERIOD_NS, seen))
+    arguments = ["--bundle", str(toy), "--vlm", str(vlm), "--save", str(tmp_path / "a.rrd")]
+    assert main(["view", str(tmp_path / "rec"), *arguments]) == 0
+    said = [(1, "a red ball"), (3, "a blue ball"), (5, "a red ball")]
+    assert texts(logged(tmp_path / "a.rrd")["log/caption"]) == [(i * PERIOD_NS, "INFO", text) for i, text in said]
+
+
 def test_what_cannot_be_shown_is_told_in_a_line(toy, recording, tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("", 0))
@@ -282,6 +299,9 @@ def test_what_cannot_be_shown_is_told_in_a_line(toy, recording, tmp_path, capsys
         port = taken.getsockname()[1]
         wrong = {
             "expected a recording, or --ros for a robot that is live": [],
+            "--vlm is for recordings: what a live robot sees, its caption_node says": ["--ros", "--vlm", str(toy)],
+            "toy: expected a bundle with a language, this one has none": [str(recording), "--vlm", str(toy)],
+            "expected a port from 1 to 65534, got 65535": [str(recording), "--port", "65535"],
             f"{tmp_path}/no/a.rrd: cannot be written (No such file": [str(recording), "--save", f"{tmp_path}/no/a.rrd"],
             f"port {port} cannot be served (Address already in use)": [str(recording), "--port", str(port)],
         }

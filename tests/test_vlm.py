@@ -134,6 +134,10 @@ def test_lessons_say_what_the_picture_shows(tmp_path):
                 shape = vlm.SHAPES.index(vlm.SHAPE_OF[texts.text([said[k + 1]])])
                 assert (filled == shape).float().mean() > 0.9 or not len(filled)
     assert learner.names == ("image",) and set(label["look"].flatten().tolist()) > {-1}
+    saved, again = supply.state_dict(), vlm.supply(recipe, 0, tmp_path, 1)
+    want = supply.next().labels
+    again.load_state_dict(saved)
+    assert all(torch.equal(value, want[name]) for name, value in again.next().labels.items())  # it goes on exactly
 
 
 def test_scores_of_a_model_that_knows_nothing_are_low(tmp_path):
@@ -143,6 +147,45 @@ def test_scores_of_a_model_that_knows_nothing_are_low(tmp_path):
     assert scores["scenes"] == 6 and scores["questions"] > 40
     assert scores["vqa"]["overall"] < 0.3 < scores["vqa_blind"] and scores["bleu4"] < 0.1
     assert scores["meteor"] < 0.3 and scores["attention_iou"] < 0.3 and scores["zero_shot_scenes"] == 2
+
+
+class Parrot:
+    """Knows of each scene the second caption, and what is asked of one object alone."""
+
+    def __init__(self, shown: list[scenes.Scene]):
+        self._shown = {scene.image.tobytes(): scene for scene in shown}
+
+    def look(self, image: np.ndarray) -> np.ndarray:
+        self._scene = self._shown[image.tobytes()]
+        return self.embed(self._scene.captions[0])
+
+    def embed(self, text: str) -> np.ndarray:
+        return np.random.default_rng(list(text.encode())).normal(size=64)
+
+    def caption(self) -> str:
+        return self._scene.captions[1].replace(",", "")
+
+    def answer(self, question: str) -> str:
+        alone = len(self._scene.things) == 1
+        return next(q.answer for q in self._scene.questions if q.text == question) if alone else "purple"
+
+    def looked(self, caption: str) -> np.ndarray:
+        weights = np.zeros((len(caption.split()) + 1, *vlm.GRID), np.float32)
+        weights[:, 0] = 1
+        return weights
+
+
+def test_scores_tell_what_is_easy_from_what_is_not():
+    shown = [scenes.make_scene(seed) for seed in range(5000, 5006)]
+    assert {len(scene.things) for scene in shown} == {1, 2}
+    scores = score(Parrot(shown), shown)
+    assert scores["names_right"] == scores["image_to_text"]["recall@1"] == scores["text_to_image"]["recall@1"] == 1
+    assert scores["vqa_by_objects"] == {"1": 1, "2": 0} and 0 < scores["vqa"]["overall"] < 1
+    wrong = Parrot(shown)
+    wrong.caption = lambda: "the robot sees a red ball and a red box and a red pillar"
+    assert (
+        score(wrong, shown)["names_right"] == 0 < score(wrong, shown)["bleu4"]
+    )  # whose words are right here and there
 
 
 def test_a_bundle_has_the_scores_of_its_weights(tmp_path):

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from toy_bundle import onnx_bytes
 
 from mm_edge.bundle import Bundle, write_bundle
 from mm_edge.engine import golden
 from mm_edge.engine.ort import OrtGraph
 from mm_edge.engine.part import Fresh, Model, ModelInputs
+from tests.toy_bundle import onnx_bytes
 
 WORDS = ("a", "red", "blue", "ball", "is", "it", "yes", "no")
 BEGIN, END, ASK = 9, 10, 11

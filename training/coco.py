@@ -37,10 +37,10 @@ from training.metrics import bleu4, cider, meteor, recall_at, rouge_l, vqa_accur
 from training.recipe import Recipe, make_recipe
 from training.vision_language import VisionLanguageModel
 
-HIDDEN = 0.2  # of the words, for those to be guessed
 ANSWER_WORDS = 5  # of the longest answer
 RECALL_AMONG = 1000  # pictures, as in the field's "1K test"
 AT_ONCE = 32  # pictures
+CAPTIONS = "annotations/captions_*.json"
 KINDS = ("yes/no", "number", "other")
 
 
@@ -86,9 +86,9 @@ def with_words(recipe: Recipe) -> Recipe:
 def read(folder: Path, part: str) -> list[Picture]:
     """The pictures that have a caption, of a part, "train" or "val", in the order of their ids. Raises EdgeError naming
     the file and what is wrong in it."""
-    caption_files = _files(folder, "annotations/captions_*.json", part)
+    caption_files = _files(folder, CAPTIONS, part)
     if not caption_files:
-        raise EdgeError(f"{folder}: expected annotations/captions_*.json in the layout of COCO, got none")
+        raise EdgeError(f"{folder}: expected {CAPTIONS} in the layout of COCO, got none")
     names, told_by, captions = dict[int, str](), dict[int, Path](), dict[int, list[str]]()
     for file in caption_files:
         whole = _read(file)
@@ -235,6 +235,7 @@ class Captioned(Lessons):
                 ])  # fmt: skip
         if len(files) < 2:
             raise ValueError(f"{folder}: expected at least two pictures with captions in known words, got {len(files)}")
+        self._asks = any(self._asked)
         super().__init__(recipe, len(files), words(recipe))
         height, width, _ = recipe.streams[0].shape
         self._images = _squashed(files, height, width, out, workers)
@@ -245,10 +246,10 @@ class Captioned(Lessons):
         tokens = texts.tokens(caption)
         row = {
             "image": np.array(self._images[i]), "names": np.int64(i), "caption": texts.caption(caption),
-            "text": tokens, "wrong": texts.tokens(wrong), "hidden": self.hidden(tokens, HIDDEN),
+            "text": tokens, "wrong": texts.tokens(wrong), "hidden": self.hidden(tokens),
         }  # fmt: skip
         question = ""
-        if any(self._asked):
+        if self._asks:
             question, answer = self._one_of(self._asked[i]) if self._asked[i] else ("", "")
             said = texts.question(question, answer) if answer else []
             row |= {"question": said, "asked": np.int64(said.index(texts.ask) if said else 0)}
@@ -287,7 +288,8 @@ def score(model: VisionLanguageModel, vocabulary: list[str], folder: Path) -> di
     """Of the pictures in the folder that are not to learn from: recall among the first RECALL_AMONG of them and all
     their captions; captions against all of a picture's; answers by what most people said, as VQA v2 has it, and those
     of one who cannot see and knows of each type of question the answer that most people give ("vqa_blind"). All is
-    compared in small letters without punctuation, words that the model does not know among them."""
+    compared in small letters without punctuation, words that the model does not know among them. "learned": whether
+    the folder has no others for training, so that these may be what was learned from."""
     model.eval()
     texts, known, (_, height, width) = Texts(vocabulary), set(vocabulary), model.image_size
     pictures = read(folder, "val")
@@ -306,6 +308,7 @@ def score(model: VisionLanguageModel, vocabulary: list[str], folder: Path) -> di
             answers += [(question, texts.text(answer)) for (_, question), answer in zip(asked, said)]
     references = [[" ".join(words_of(text)) for text in picture.captions] for picture in pictures]
     scores = {
+        "learned": _files(folder, CAPTIONS, "val") == _files(folder, CAPTIONS, "train"),
         "pictures": len(pictures), "captions": sum(map(len, references)), **_recall(model, texts, known,
         pictures[:RECALL_AMONG], torch.cat(embeddings)[:RECALL_AMONG]),
         **{m.__name__: round(m(captions, references), 4) for m in (bleu4, rouge_l, cider, meteor)},

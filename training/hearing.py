@@ -4,7 +4,8 @@
     python -m training.train sounds --data FOLDER               # a dog, rain, a chainsaw ...
     python -m training.evaluate words --data FOLDER --json
 
-A sound goes by in windows of a second, one each tick; what is said of it is the mean over the ticks. Every time it is
+A sound goes by in windows of a second, one each tick; what is said of it is the mean over the ticks. As on a robot, the
+model comes to it from what it heard before, and a word need not be in the middle of its window. Every time a sound is
 heard it is another one: louder, earlier, faster, by another voice and another microphone, in white noise.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +43,8 @@ RATE_HZ = 16000
 INT16 = 32767.0
 SNRS_DB = (None, 20.0, 10.0, 0.0, -5.0)  # of the evaluation; None: as recorded
 GAIN_DB = (-12.0, 12.0)
-LATE_S = {"words": 0.12, "sounds": 5.0}  # by how much of the time a sound may begin later or earlier
+LATE_S = 0.25  # by how much a word may be off the middle of its window, of which one begins every half second
+ANEW = 0.2  # of the sounds are heard from rest, the others after another one
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 TERMS = {"rates": 1.0}
 
@@ -87,16 +90,21 @@ class Sounds:
 
     def __init__(self, recipe: Recipe):
         folder, rule = recipe.data["folder"], recipe.data["held_out"]
-        clips = [clip for clip in read(recipe.task, Path(folder)) if not held_out(clip.group, rule)]
+        every = read(recipe.task, Path(folder))
+        if isinstance(rule, list):
+            if unknown := set(map(str, rule)) - {clip.group for clip in every}:
+                raise ValueError(f"data.held_out: {folder} has no such speakers or folds: {sorted(unknown)}")
+        elif isinstance(rule, bool) or not isinstance(rule, (int, float)) or not 0 <= rule < 1:
+            raise ValueError(f"data.held_out: expected a list of speakers or folds, or a share below 1, got {rule!r}")
+        clips = [clip for clip in every if not held_out(clip.group, rule)]
         self._classes = list(recipe.values["names"])
         self._clips = [[clip for clip in clips if clip.label == name] for name in self._classes]
         if missing := [name for name, those in zip(self._classes, self._clips) if not those]:
             raise ValueError(f"{folder}: expected sounds of every class to learn from, got none of {missing}")
         self._quiet = [clip for clip in clips if clip.label == "silence"]
         self._recipe, self._spec, self._lanes = recipe, recipe.streams[0], recipe.train.lanes
-        self._late = int(LATE_S[recipe.task] * RATE_HZ)
         self._rng = np.random.default_rng(recipe.seed)
-        self.steps_an_epoch = max(1, len(clips) // self._lanes)
+        self.steps_an_epoch = max(1, sum(map(len, self._clips)) // self._lanes)
 
     def next(self) -> Batch:
         rng, n, ticks = self._rng, self._lanes, self._recipe.train.ticks
@@ -111,13 +119,17 @@ class Sounds:
         dt = torch.full((n, ticks, 1), self._recipe.tick["period_ms"] / 1e3)
         steps = {self._spec.name: regular_steps(x, dt, ticks, float(dt[0, 0]))}
         labels = {"label": torch.from_numpy(label)[:, None].expand(-1, ticks).contiguous()}
-        return regular_batch(steps, torch.ones(n, ticks, 1), dt, labels)
+        batch = regular_batch(steps, torch.ones(n, ticks, 1), dt, labels)
+        return replace(batch, start=torch.from_numpy(rng.random(n) < ANEW))
 
     def _heard(self, clip: Clip, length: int) -> np.ndarray:
         """float32 (length,): another take of it."""
         rng = self._rng
         samples = faster(clip.samples, float(np.exp(rng.uniform(-0.2, 0.2))))
-        samples = placed(samples, length, int(rng.integers(-self._late, self._late + 1)))
+        if self._recipe.task == "words":
+            samples = placed(samples, length, lateness(rng))
+        else:  # from anywhere on, but all of it: many are short, with nothing behind them
+            samples = placed(np.roll(samples, rng.integers(len(samples))), length, 0)
         if self._quiet and rng.random() < 0.5:  # somewhere else
             room = self._quiet[rng.integers(len(self._quiet))].samples
             samples = samples + placed(room, length, 0) * np.float32(rng.uniform(0, 2))
@@ -130,6 +142,11 @@ class Sounds:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rng.bit_generator.state = state["rng"]
+
+
+def lateness(rng: np.random.Generator) -> int:
+    """By how many samples a word is off the middle of its window."""
+    return int(rng.integers(-LATE_S * RATE_HZ, LATE_S * RATE_HZ + 1))
 
 
 def placed(samples: np.ndarray, length: int, late: int) -> np.ndarray:
@@ -160,14 +177,20 @@ def windows(sounds: np.ndarray, spec: StreamSpec, ticks: int) -> Tensor:
 
 def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any]:
     """Shares told right of all sounds in the folder, or of the speakers or folds in `only`, as recorded and in white
-    noise; the same of those never learned from, by the rule in the manifest; of words also how often "stop" was missed,
-    and heard where it was not said, by threshold."""
+    noise, which is so much below each sound itself, and so quiet where the sound is silence; the same of those never
+    learned from, by the rule in the manifest; of words also how often "stop" was missed, and heard where it was not
+    said, by threshold. One sound is heard after the other, without a reset. Clips of silence are cut out of the same
+    few recordings, be they learned from or not."""
     clips = [clip for clip in read(bundle.task, folder) if not only or clip.group in only]
     if unknown := set(only) - {clip.group for clip in clips}:
         raise ValueError(f"{folder}: no such speakers or folds: {sorted(unknown)}")
     spec, names = bundle.streams[0], list(bundle.outputs.values.names)
     if strange := sorted({clip.label for clip in clips} - set(names)):
         raise ValueError(f"{folder}: expected sounds of {names}, got some of {strange}")
+    # In any order: in the archive those of a class are in a row, and what came before would tell what comes.
+    mixed = np.random.default_rng(0)
+    clips = [clips[i] for i in mixed.permutation(len(clips))]
+    off = [lateness(mixed) if bundle.task == "words" else 0 for _ in clips]
     model, period_s, ticks = load(bundle, "auto"), bundle.tick.period_ms / 1e3, bundle.training["ticks"]
     rule = bundle.training.get("data", {}).get("held_out", [])
     apart = np.array([held_out(clip.group, rule) for clip in clips])
@@ -175,18 +198,20 @@ def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any
     table: dict[str, Any] = {}
     for snr_db in SNRS_DB:
         rng, said = np.random.default_rng(0), []
-        for clip in tqdm(clips, "clean" if snr_db is None else f"{snr_db:g} dB", leave=False):
-            sound = placed(clip.samples, samples_of(spec, ticks), 0)
+        model.reset()
+        name = "clean" if snr_db is None else f"{snr_db:g} dB"
+        for clip, by in zip(tqdm(clips, name, leave=False), off):
+            sound = placed(clip.samples, samples_of(spec, ticks), by)
             if snr_db is not None:
                 sound = add_noise(sound, snr_db, rng)
             said.append(_told(model, spec, sound, ticks, period_s))
         shares = np.array(said)
         right = shares.argmax(1) == truth
         row: dict[str, Any] = {"all": _mean(right), "unheard": _mean(right[apart])}
-        row["by_class"] = {name: _mean(right[apart & (truth == i)]) for i, name in enumerate(names)}
+        row["by_class"] = {label: _mean(right[apart & (truth == i)]) for i, label in enumerate(names)}
         if "stop" in names:
             row["stop"] = _curve(shares[:, names.index("stop")][apart], (truth == names.index("stop"))[apart])
-        table["clean" if snr_db is None else f"{snr_db:g} dB"] = row
+        table[name] = row
     groups = {clip.group for clip, one in zip(clips, apart) if one}
     return {"clips": len(clips), "unheard": int(apart.sum()), "unheard_groups": len(groups), **table}
 
@@ -198,8 +223,8 @@ def _told(model: Any, spec: StreamSpec, sound: np.ndarray, ticks: int, period_s:
     shares, one, zero = [], np.ones(1, np.float32), np.zeros(1, np.float32)
     for tick in range(ticks):
         chunk = heard[tick * window // 2 :][:window]
-        fresh = {spec.name: Fresh(preprocess.log_mel(chunk[:, None], None, spec), period_s, tick == 0)}
-        shares.append(model.step(ModelInputs(fresh, one, zero, period_s, tick == 0)).values["values"][0])
+        fresh = {spec.name: Fresh(preprocess.log_mel(chunk[:, None], None, spec), period_s, False)}
+        shares.append(model.step(ModelInputs(fresh, one, zero, period_s, False)).values["values"][0])
     return np.mean(shares, axis=0)
 
 

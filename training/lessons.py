@@ -12,6 +12,7 @@ from training.batches import Batch, regular_batch
 from training.recipe import Recipe
 from training.vision_language import PADDING, SPECIALS, special
 
+HIDDEN = 0.2  # of the words, for those to be guessed
 TOGETHER = (("text", "wrong", "hidden"), ("caption", "look"), ("question", "search"))  # of one length
 NOTHING = {"look": -1, "search": -1}  # what they are padded with
 
@@ -76,8 +77,8 @@ class Lessons:
         ones = torch.ones(self._lanes, 1, 1)
         return regular_batch({}, ones, ones, {n: torch.from_numpy(np.stack(v)[:, None]) for n, v in labels.items()})
 
-    def hidden(self, tokens: list[int], share: float) -> list[int]:
-        return [self.texts.hidden if self.rng.random() < share else token for token in tokens]
+    def hidden(self, tokens: list[int]) -> list[int]:
+        return [self.texts.hidden if self.rng.random() < HIDDEN else token for token in tokens]
 
     def state_dict(self) -> dict[str, Any]:
         return {"rng": self.rng.bit_generator.state}

@@ -168,6 +168,8 @@ def _preprocessing(folder: Path, kind: str, size: int) -> tuple[StreamSpec, Pixe
         raise EdgeError(f"{folder}: expected preprocessor_config.json or processor_config.json, got neither")
     given = _json(folder, name)
     given = given.get("image_processor", given)
+    if not isinstance(given, dict):
+        raise EdgeError(f"{folder / name}: image_processor: expected an object, got {str(given)[:60]}")
     crop = bool(given.get("do_center_crop"))
     if kind in ("clip", "blip"):  # the others squash any, if they do not split it
         shown = given.get("crop_size" if crop else "size")
@@ -180,9 +182,11 @@ def _preprocessing(folder: Path, kind: str, size: int) -> tuple[StreamSpec, Pixe
     mean, std = given.get("image_mean"), given.get("image_std")
     if not given.get("do_normalize", True):
         mean, std = [0.0] * 3, [1.0] * 3
-    if not all(isinstance(v, list) and len(v) == 3 for v in (mean, std)):
-        raise EdgeError(f"{folder / name}: expected image_mean and image_std of three colours, got {mean}, {std}")
     scale = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1.0
+    lists = all(isinstance(v, list) and len(v) == 3 for v in (mean, std))
+    if not lists or not all(isinstance(v, (int, float)) for v in (*mean, *std, scale)) or min(std) <= 0:
+        raise EdgeError(f"{folder / name}: expected image_mean and image_std of three colours, above 0, and a "
+                        f"rescale_factor, got {mean}, {std}, {scale}")  # fmt: skip
     fit = "crop" if crop else "stretch"
     stream = StreamSpec("camera", "image", (size, size, 3), rate_hz=0, max_age_ms=1000, fit=fit)
     return stream, Pixels(mean, std, scale)

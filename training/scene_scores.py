@@ -95,10 +95,14 @@ class InBundle:
 
 
 def score(speaker: Speaker, shown: list[Scene], distinct: int = 100) -> dict[str, Any]:
-    """Scores on scenes: recall of `distinct` scenes of which no two show the same, captions against five references,
-    answers by kind, how often attention lies on the object that is spoken of and how well it covers it, and of scenes
-    that show one object how often, of the names of all objects, its own is nearest ("zero_shot")."""
+    """Scores on scenes, each seen with nothing before it: recall of `distinct` scenes of which no two show the same,
+    among their first captions; captions against five references, to which a wrong one comes near, too, and so how many
+    name all objects in their order ("names_right"); answers by kind, and by how many objects there are; how often
+    attention lies on the object that is about to be named, and how well it covers it, as the first caption is dictated;
+    and of scenes that show one object how often, of the names of all objects, its own is nearest ("zero_shot": no
+    classifier learned it, but pictures with these names it did)."""
     captions, hits, covered, answers = [], list[bool](), list[float](), dict[str, list[float]]()
+    named, by_objects = list[bool](), dict[int, list[float]]()
     labels, nearest = labelled(), list[bool]()
     label = np.stack([speaker.embed(text) for text in labels.values()])
     asked_blind: dict[str, Counter[str]] = {}
@@ -106,6 +110,7 @@ def score(speaker: Speaker, shown: list[Scene], distinct: int = 100) -> dict[str
     for scene in tqdm(shown, "scenes", leave=False):
         embedding = speaker.look(scene.image)
         captions.append(speaker.caption())
+        named.append([name for name in shapes_after(captions[-1]) if name] == [thing.name for thing in scene.things])
         for weights, mask in on_things(speaker, scene):
             hits.append(pointing_game(weights, mask))
             covered.append(attention_iou(weights, mask))
@@ -113,7 +118,9 @@ def score(speaker: Speaker, shown: list[Scene], distinct: int = 100) -> dict[str
             nearest.append(list(labels)[int((label @ embedding).argmax())] == scene.things[0].name)
         for question in scene.questions:
             answer = speaker.answer(question.text)
-            answers.setdefault(question.kind, []).append(vqa_accuracy(answer, [question.answer]))
+            agrees = vqa_accuracy(answer, [question.answer])
+            answers.setdefault(question.kind, []).append(agrees)
+            by_objects.setdefault(len(scene.things), []).append(agrees)
             alike = " ".join(word for word in question.text.split() if word not in COLOURS)
             asked_blind.setdefault(alike, Counter())[question.answer] += 1
         key = tuple(thing.name for thing in scene.things)
@@ -129,8 +136,10 @@ def score(speaker: Speaker, shown: list[Scene], distinct: int = 100) -> dict[str
         "text_to_image": {f"recall@{k}": round(recall_at(similarity.T, right, k), 4) for k in (1, 5, 10)},
         "bleu4": round(bleu4(captions, references), 4), "rouge_l": round(rouge_l(captions, references), 4),
         "cider": round(cider(captions, references), 4), "meteor": round(meteor(captions, references), 4),
+        "names_right": round(float(np.mean(named)), 4),
         "vqa": {"overall": round(float(np.mean(every)), 4)}
         | {kind: round(float(np.mean(values)), 4) for kind, values in sorted(answers.items())},
+        "vqa_by_objects": {str(n): round(float(np.mean(values)), 4) for n, values in sorted(by_objects.items())},
         # Who cannot see, and knows of each kind of question the answer that is right most often.
         "vqa_blind": round(sum(max(counted.values()) for counted in asked_blind.values()) / len(every), 4),
         "questions": len(every),

@@ -45,7 +45,6 @@ __all__ = [
 
 THINGS, GRID = 5, (12, 16)  # most in a picture; cells of 8 x 8 pixels
 FILLED_SHARE = 0.3  # of a cell's pixels, for it to be an object's
-HIDDEN = 0.2  # of the words, for those to be guessed
 MAX_SCALE = 100.0  # of similarities, as CLIP has it
 SIZES = inspect.signature(VisionLanguageModel).parameters.keys() - {"image_size", "text_vocab_size", "period_s"}
 TERMS = {"caption": 1.0, "answer": 2.0, "match": 1.0, "hidden": 0.3, "cells": 1.0, "look": 0.5}
@@ -215,7 +214,7 @@ class Scenes(Lessons):
         asked = scenes.questions(things, rng)
         question = asked[rng.integers(len(asked))]
         tokens, said = texts.tokens(caption), texts.question(question.text, question.answer)
-        hidden = self.hidden(tokens, HIDDEN)
+        hidden = self.hidden(tokens)
         at = {name: int(order[j]) for j, name in enumerate(thing.name for thing in things)}
         look, search = ([at.get(name, -1) for name in shapes_after(text)] for text in (caption, question.text))
         return {

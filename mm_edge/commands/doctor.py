@@ -73,6 +73,7 @@ def _checks(bundle: Path) -> Iterator[Check]:
     yield from _ros()
     yield _library("recording", "rosbags", install("record"))
     yield _library("viewer", "rerun", install("viewer"))
+    yield _library("microphone", "sounddevice", f"sudo apt install libportaudio2; {install('audio')}")
 
 
 def _library(name: str, module: str, fix: str, needed: bool = False) -> Check:

@@ -11,7 +11,7 @@ NEVER = -1e9  # added to the scores of places that hold no token
 
 class Decoder:
     """A graph as of `manifest.DecoderSpec`. Its cache are the graph's own inputs, of a fixed size: a step writes the
-    rows of one token, and nothing is copied but them."""
+    rows of one token, and nothing is copied but them, unless by ONNX Runtime to a GPU."""
 
     def __init__(self, graph: Graph):
         inputs = graph.inputs
@@ -23,6 +23,8 @@ class Decoder:
 
     def reset(self) -> None:
         """No token was seen."""
+        for cache in (self._keys, self._values):  # the mask hides them, but NaN times 0 is NaN
+            cache.fill(0)
         self._mask.fill(NEVER)
         self.seen = 0
 

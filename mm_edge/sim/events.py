@@ -137,7 +137,7 @@ class _Scene:
         """Frames, and what struck the thing, (n,) at SAMPLE_RATE_HZ."""
         model, data = self.model, self.data
         every, samples = round(1 / FRAME_HZ / STEP_S), round(STEP_S * SAMPLE_RATE_HZ)
-        frames, struck = [], np.zeros(round(DURATION_S * SAMPLE_RATE_HZ))
+        frames, struck = list[np.ndarray](), np.zeros(round(DURATION_S * SAMPLE_RATE_HZ))
         begun, force, before = False, np.zeros(6), 0.0
         start = data.qpos.copy()
         grain, light = rng.normal(0, 3.0, (FRAMES, HEIGHT * WIDTH, 1)), rng.uniform(0.85, 1.15)
@@ -208,7 +208,7 @@ def _speech(rng: np.random.Generator, n: int) -> np.ndarray:
     pitch = rng.uniform(90, 220) * (1 + 0.1 * np.sin(2 * math.pi * rng.uniform(0.5, 2) * t))
     phase = 2 * math.pi * np.cumsum(pitch) / SAMPLE_RATE_HZ
     loud = np.clip(np.sin(2 * math.pi * rng.uniform(2, 4) * t + rng.uniform(0, 6)), 0, 1)
-    formants = [rng.uniform(400, 800) + 150 * np.sin(2 * math.pi * 1.7 * t), rng.uniform(1100, 2200)]
+    formants = [rng.uniform(400, 800) + 150 * np.sin(2 * math.pi * 1.7 * t), np.full(n, rng.uniform(1100, 2200))]
     voice = sum(
         np.sin(k * phase) * sum(np.exp(-(((k * pitch - f) / 150) ** 2)) for f in formants) for k in range(1, 26)
     )

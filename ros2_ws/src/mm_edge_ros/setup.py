@@ -18,7 +18,7 @@ setup(
     zip_safe=True,
     maintainer="The mm_edge authors",
     maintainer_email="mm_edge@users.noreply.github.com",
-    description="Runs an mm_edge bundle on a robot: sensors in, actions out, a watchdog, a simulator.",
+    description="Runs mm_edge bundles on a robot: sensors in, actions and captions out; a watchdog, a simulator.",
     license="Apache-2.0",
     entry_points={
         "console_scripts": [
@@ -29,6 +29,8 @@ setup(
                 "caption_node",
                 "record_node",
                 "view_node",
+                "camera_node",
+                "microphone_node",
                 "search_node",
                 "sim_node",
                 "demo_node",

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
@@ -25,11 +26,10 @@ from std_msgs.msg import String
 from mm_edge.bundle import SHIPPED_VLM, Bundle
 from mm_edge.errors import BundleError, EdgeError, EngineError, SampleError
 from mm_edge.health import Health
-from mm_edge.language import Language, Token, ZeroShotPipeline, caption_of, words_of
+from mm_edge.language import CHANGE, Language, Token, ZeroShotPipeline, caption_of, change, words_of
 from mm_edge.messages import output_to_json, to_ros
 from mm_edge.overlay import draw_words
 from mm_edge.pipeline import Pipeline
-from mm_edge.preprocess import resize
 from mm_edge.types import Caption, Output, Sample, StreamSpec
 from mm_edge_ros.bundle_node import BundleNode, take_one_thread
 from mm_edge_ros.node import ERROR, EVENTS_QOS, LATCHED_QOS, OK, WARN, declare, run
@@ -39,7 +39,6 @@ NICE = 10
 MOST_QUESTIONS, PATIENCE_S = 8, 5.0  # that wait, and how long for a frame
 MOST_LABELS = 256
 QUESTION = StreamSpec("question", "text", (1,), rate_hz=200, max_age_ms=0, latched=True)  # many may come at once
-GREY = 24, 32  # rows and columns by which scenes are compared, of a bundle that has no embedding
 
 
 class CaptionNode(BundleNode):
@@ -47,7 +46,7 @@ class CaptionNode(BundleNode):
 
     After each tick it does at most one thing: it answers the oldest question, or else says a caption if one is due.
     Frames that come meanwhile are skipped, and the next tick is of the newest. A caption gives way to a question, and
-    is then begun anew.
+    is then begun anew; but only once, so that many questions leave some time for captions.
     """
 
     HANG_S = 60.0  # without a tick or a token: large models are slow
@@ -55,9 +54,9 @@ class CaptionNode(BundleNode):
 
     def __init__(self):
         super().__init__("caption_node", SHIPPED_VLM)
-        change = "a caption comes when the scene differs by more from that of the last: by the cosine distance of their"
-        change += " embeddings, 0 to 2; without embeddings by the mean difference of small grey pictures, 0 to 1"
-        declare(self, "change", 0.1, change, 0.0, 2.0)
+        differs = "a caption comes when the scene differs by more from that of the last: by the cosine distance of"
+        differs += " embeddings, 0 to 2; without embeddings by the mean difference of small grey pictures, 0 to 1"
+        declare(self, "change", CHANGE, differs, 0.0, 2.0)
         declare(self, "rate_hz", 0.0, "captions a second, whether or not the scene changes; 0: none", 0.0, 100.0)
         labels = declare(self, "labels", [""], "texts to score each frame by; a single empty one: none")
         self._labels = _labels(labels)
@@ -70,7 +69,8 @@ class CaptionNode(BundleNode):
         self._scene: np.ndarray | None = None  # that the last caption is of
         self._change = math.inf  # since then
         self._why: list[str] = []  # there can be no caption
-        self._next_s = 0.0  # when a caption is due by rate_hz
+        self._timed_s = 0.0  # when one was due by rate_hz
+        self._gave_way = False  # to a question, since the last caption
         self._seen_ns = self._captioned_ns = 0  # stamps of the frame seen last, and of the one captioned last
         self._unshown: tuple[Sample, str, list[Token], str] | None = None  # frame, text, its tokens, question
         self._arrived = self._looked = self._captions = self._answers = 0
@@ -97,9 +97,13 @@ class CaptionNode(BundleNode):
         return pipeline
 
     def _begin(self) -> None:
-        self._scene, self._change, self._unshown = None, math.inf, None
+        self._scene, self._change, self._unshown, self._gave_way = None, math.inf, None, False
         self._seen_ns = self._arrived = self._looked = 0
         super()._begin()
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._language = self._zero_shot = None  # both hold the model, and the next may need its memory
+        return super().on_cleanup(state)
 
     def _halt(self) -> None:
         super()._halt()
@@ -121,8 +125,7 @@ class CaptionNode(BundleNode):
     def _on_question(self, sample: Sample) -> None:
         """The newest few wait, each text once."""
         with self._asking:
-            self._questions.pop(sample.data, None)
-            self._questions[sample.data] = time.monotonic()
+            self._questions.setdefault(sample.data, time.monotonic())
             crowded = [*self._questions][:-MOST_QUESTIONS]
             for question in crowded:
                 del self._questions[question]
@@ -137,7 +140,7 @@ class CaptionNode(BundleNode):
             if parameter.name == "labels":
                 labels = _labels(parameter.value)
                 try:
-                    _check(labels, self._language if self._pipeline else None)
+                    _check(labels, self._language)
                 except EdgeError as error:
                     return SetParametersResult(successful=False, reason=str(error))
                 self._labels = labels  # the inference thread reads them
@@ -155,34 +158,44 @@ class CaptionNode(BundleNode):
             fresh, self._seen_ns = stamp_ns != self._seen_ns, stamp_ns
             self._looked += fresh
             try:
-                if (question := self._next_question()) is not None:
+                scene = self._language.scene(frame.data)
+                due = fresh and self._is_due(scene)
+                question = None if due and self._gave_way else self._next_question()
+                if question is not None:
+                    self._gave_way = True
                     self._answer(question, stamp_ns, frame)
                 if fresh:
                     self._score(stamp_ns)
-                if fresh and question is None:
-                    caption = self._captioned(stamp_ns, frame)
+                if due and question is None:
+                    caption = self._captioned(scene, stamp_ns, frame)
             except EngineError as error:
                 reasons = (str(error),)
                 self._trouble = str(error)
+                self._refuse(self._trouble, waited_s=PATIENCE_S)
         self._why = list(reasons)
         self._show()
         output = dataclasses.replace(output, reasons=reasons, caption=caption)
         self._outputs.publish(String(data=output_to_json(output)))
 
-    def _captioned(self, stamp_ns: int, frame: Sample) -> Caption | None:
-        """None if none is due, or the model knows no captions, or a question comes first."""
-        scene, now_s = self._compared(frame), time.monotonic()
-        self._change = math.inf if self._scene is None else _distance(scene, self._scene)
+    def _is_due(self, scene: np.ndarray) -> bool:
+        """Is it time for a caption, if the model knows any?"""
+        self._change = math.inf if self._scene is None else change(scene, self._scene)
+        timely = time.monotonic() - self._timed_s >= self._period_s()
+        return self._says and (timely or self._change > self.get_parameter("change").value)
+
+    def _period_s(self) -> float:
         rate_hz = self.get_parameter("rate_hz").value
-        timely = rate_hz > 0 and now_s >= self._next_s
-        if not self._says or not (timely or self._change > self.get_parameter("change").value):
-            return None
+        return 1 / rate_hz if rate_hz > 0 else math.inf
+
+    def _captioned(self, scene: np.ndarray, stamp_ns: int, frame: Sample) -> Caption | None:
+        """None if it was given up."""
+        period_s, now_s = self._period_s(), time.monotonic()
         tokens = self._say("caption", self._language.prompt("caption"), stamp_ns)
         if tokens is None:
             return None
-        self._scene, self._captioned_ns = scene, stamp_ns
-        if timely:
-            self._next_s = max(self._next_s + 1 / rate_hz, now_s)
+        if (since_s := now_s - self._timed_s) >= period_s:  # in step, unless it is behind
+            self._timed_s = self._timed_s + period_s if since_s < 2 * period_s else now_s
+        self._scene, self._captioned_ns, self._gave_way = scene, stamp_ns, False
         self._captions += 1
         caption = caption_of(tokens)
         self._texts.publish(String(data=_printable(caption.text)))
@@ -212,15 +225,13 @@ class CaptionNode(BundleNode):
         tokens, begun_s, first_s, last_s = list[Token](), time.perf_counter(), 0.0, 0.0
         for token in self._language.say(prompt):
             self._under_way, last_s = object(), time.perf_counter()
-            if not math.isfinite(token.logprob):
-                raise EngineError(f"{self._pipeline.bundle.path}: the decoder's logits are not finite")
             if not tokens:
                 first_s = last_s
                 self._first_token_s.append(first_s - begun_s)
             tokens.append(token)
             said = {"stamp_ns": stamp_ns, "kind": kind, "question": question, "text": token.text}
             self._tokens.publish(String(data=json.dumps({**said, "token": _last(tokens)})))
-            if self._stop.is_set() or (question is None and self._questions):
+            if self._stop.is_set() or (question is None and self._questions and not self._gave_way):
                 return None
         if len(tokens) > 1:
             self._pace.append((len(tokens) - 1, last_s - first_s))
@@ -235,11 +246,6 @@ class CaptionNode(BundleNode):
             self._zero_shot = ZeroShotPipeline(self._language, labels)
         scores = self._zero_shot.scores()
         self._scores.publish(String(data=json.dumps({"stamp_ns": stamp_ns, "scores": scores}, allow_nan=False)))
-
-    def _compared(self, frame: Sample) -> np.ndarray:
-        if self._pipeline.bundle.outputs.embedding:
-            return self._language.seen()
-        return resize(frame.data, *GREY).mean(axis=2) / 255
 
     def _show(self) -> None:
         """The last that was said, to whoever looks."""
@@ -322,11 +328,6 @@ def _check(labels: Sequence[str], language: Language | None) -> None:
 def _printable(text: str) -> str:
     """A large model may say anything; a 0 would end a message's text."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two embeddings by their angle, of two pictures by their mean difference."""
-    return float(1 - one @ other if one.ndim == 1 else np.abs(one - other).mean())
 
 
 def _last(tokens: list[Token]) -> str:

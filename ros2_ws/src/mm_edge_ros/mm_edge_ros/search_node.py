@@ -30,30 +30,39 @@ class SearchNode(Node):
 
     def __init__(self):
         super().__init__("search_node")
-        self._folder = Path(declare(self, "recordings", "", "folder of recordings"))
+        self._path = Path(declare(self, "recordings", "", "folder of recordings, or one recording"))
         bundle = declare(self, "bundle", "", "folder of the model; empty: the shipped one") or SHIPPED_VLM
         self._top = declare(self, "top", 10, "how many moments at most")
         self._sheet = declare(self, "sheet", "", "picture to write, of the moments found last; empty: none")
-        if not self._folder.is_absolute():
-            raise EdgeError(f"recordings: expected a folder from the root on, got '{self._folder}'")
-        found([self._folder])
+        if not self._path.is_absolute():
+            raise EdgeError(f"recordings: expected a folder from the root on, got '{self._path}'")
+        if self._top < 1:
+            raise EdgeError(f"top: expected at least 1 moment, got {self._top}")
+        (folder,) = found([self._path])
         self._language = Language(bundle)
-        self._index = Index(self._folder, self._language)
+        self._index = Index(folder, self._language)
+        self._told: set[str] = set()  # what is wrong with recordings
         self._update()
         self.create_service(AddDiagnostics, "~/search", self._on_search)
         self.get_logger().info("ready")
 
     def _update(self) -> list[Path]:
-        recordings = found([self._folder])[self._folder]
-        for trouble in self._index.update(recordings):
-            self.get_logger().warning(trouble, throttle_duration_sec=60.0)
+        (recordings,) = found([self._path]).values()
+        if new := self._index.outdated(recordings):
+            self.get_logger().info(f"{self._index.path}: reading {len(new)} of {len(recordings)} recordings")
+        troubles = {*self._index.update(recordings)}
+        for trouble in sorted(troubles - self._told):
+            self.get_logger().warning(trouble)
+        self._told = troubles
         return recordings
 
     def _on_search(self, request: AddDiagnostics.Request, response: AddDiagnostics.Response) -> AddDiagnostics.Response:
         try:
             response.message, response.success = self._answer(request.load_namespace), True
-        except (EdgeError, OSError) as error:
-            response.message, response.success = str(error), False
+        except Exception as error:  # whatever it is: one question must not end the node
+            known = isinstance(error, (EdgeError, OSError))
+            response.message = str(error) if known else f"{type(error).__name__}: {error}"
+            response.success = False
         return response
 
     def _answer(self, asked: str) -> str:

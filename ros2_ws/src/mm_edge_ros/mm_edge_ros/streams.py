@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections import Counter
@@ -14,7 +15,7 @@ from rclpy.qos import QoSProfile
 from rclpy.qos import QoSReliabilityPolicy as Reliability
 
 from mm_edge.errors import SampleError
-from mm_edge.messages import MESSAGE_TYPES, TOPICS, from_ros
+from mm_edge.messages import AUDIO_CHUNK, MESSAGE_TYPES, TOPICS, from_ros
 from mm_edge.types import Sample, StreamSpec
 from mm_edge_ros.node import ERROR, WARN
 
@@ -42,7 +43,8 @@ class StreamSubscription:
     """One stream's subscription.
 
     Sensors are best effort, which every publisher satisfies. Sound and commands ask for what such topics usually offer,
-    reliable and for commands transient local, and take less where a publisher offers less: see `follow`.
+    reliable and for commands transient local, and take less where a publisher offers less: see `follow`. It also takes
+    sound as AudioChunk where it is published as that.
 
     Args:
         topic: relative; remapped as usual, also for compressed images: `<remapped>/compressed`.
@@ -71,7 +73,15 @@ class StreamSubscription:
         diagnostics (level, message)."""
         infos = self._node.get_publishers_info_by_topic(self.topic)
         troubles = []
-        if other := sorted({info.topic_type for info in infos} - {self._type_name}):
+        types = {info.topic_type for info in infos}
+        for type_name in (AUDIO_CHUNK, MESSAGE_TYPES["audio"]) if self.spec.kind == "audio" else ():
+            if types == {type_name} != {self._type_name}:
+                with contextlib.suppress(ImportError):  # of one that was not built is told below
+                    message_class(type_name)
+                    self._type_name = type_name
+                    self.destroy()
+                    self._subscribe()
+        if other := sorted(types - {self._type_name}):
             hint = "; see the parameter image_transport" if self.spec.kind == "image" else ""
             troubles.append(
                 (ERROR, f"{self.topic} is published as {', '.join(other)}, expected {self._type_name}{hint}")
