@@ -21,7 +21,9 @@ from mm_edge.sim.world import World
 SHOWN_PIXELS = 25  # of 96 x 128, for an object to be seen
 NEAR_M = 2.0
 TURNS = 12  # in which the robot looks for a picture of as many objects as were drawn
-WANTED = (1, 1, 2, 3, 3)  # three are seldom to be had
+WANTED = (0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 3)  # three are seldom to be had
+NEAR_BY = 0.5  # of the scenes are seen from beside an object, which may fill the picture
+SEEN = ("what do you see", "what is there", "what can you see")
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 
@@ -54,20 +56,36 @@ class Scene(NamedTuple):
 
 
 def make_scene(seed: int) -> Scene:
-    """The same seed gives the same scene, which shows at least one object."""
+    """The same seed gives the same scene. Few show no object at all."""
     world, rng = World(seed), np.random.default_rng(np.random.SeedSequence([seed, 3]))
     sensors = Sensors(world)
     wanted, found = rng.choice(WANTED), list[tuple[np.ndarray, tuple[Seen, ...]]]()
-    while len(found) < TURNS or not any(things for _, things in found):
-        found.append(_look(world, sensors, rng.uniform(-math.pi, math.pi)))
+    at = _beside(world, rng) if rng.random() < NEAR_BY else (0.0, 0.0)
+    while len(found) < TURNS or not any(bool(things) == bool(wanted) for _, things in found):
+        found.append(_look(world, sensors, at, rng.uniform(-math.pi, math.pi)))
         if len(found[-1][1]) == wanted:
             break
-    image, things = min((shown for shown in found if shown[1]), key=lambda shown: abs(len(shown[1]) - wanted))
+    right = (shown for shown in found if bool(shown[1]) == bool(wanted))
+    image, things = min(right, key=lambda shown: abs(len(shown[1]) - wanted))
     return Scene(seed, image, things, captions(things, rng), questions(things, rng))
 
 
-def _look(world: World, sensors: Sensors, yaw: float) -> tuple[np.ndarray, tuple[Seen, ...]]:
-    """The next picture after the robot was turned so, and what it shows from left to right."""
+def _beside(world: World, rng: np.random.Generator) -> tuple[float, float]:
+    """A place for the robot, near one of the objects and free; where it starts, if none was found."""
+    room = world.room
+    for _ in range(30):
+        thing = room.objects[rng.integers(len(room.objects))]
+        away, side = thing.radius + rng.uniform(0.4, 1.2), rng.uniform(-math.pi, math.pi)
+        x, y = thing.x + away * math.cos(side), thing.y + away * math.sin(side)
+        free = all(math.hypot(x - t.x, y - t.y) > t.radius + 0.3 for t in (*room.objects, *room.obstacles))
+        if free and abs(x) < room.half[0] - 0.3 and abs(y) < room.half[1] - 0.3:
+            return x, y
+    return 0.0, 0.0
+
+
+def _look(world: World, sensors: Sensors, at: tuple[float, float], yaw: float) -> tuple[np.ndarray, tuple[Seen, ...]]:
+    """The next picture after the robot was put there and turned so, and what it shows from left to right."""
+    world.data.qpos[:2] = at
     world.data.qpos[3:7] = math.cos(yaw / 2), 0, 0, math.sin(yaw / 2)
     world.data.qvel[:] = 0
     mujoco.mj_forward(world.model, world.data)
@@ -92,6 +110,11 @@ def _seen(world: World, shown: np.ndarray) -> tuple[Seen, ...]:
 
 def captions(things: tuple[Seen, ...], rng: np.random.Generator) -> tuple[str, ...]:
     """Five ways to say the same picture; each says all that there is."""
+    if not things:
+        return (
+            "no coloured object", "the robot sees no coloured object", "nothing coloured",
+            "there is no coloured object", "there are no coloured objects",
+        )  # fmt: skip
     names = [[_article(f"{t.colour} {rng.choice(SYNONYMS[t.shape])}") for t in things] for _ in range(5)]
     where = [("on the left", "in the middle", "on the right")[min(2, int(3 * t.column))] for t in things]
     far = ["close by" if t.distance_m < NEAR_M else "far away" for t in things]
@@ -105,44 +128,73 @@ def captions(things: tuple[Seen, ...], rng: np.random.Generator) -> tuple[str, .
 
 
 def questions(things: tuple[Seen, ...], rng: np.random.Generator) -> tuple[Question, ...]:
-    """Those that have one answer; as many yes as no."""
+    """Those that have one answer, each in one of several wordings; as many yes as no, where there is an object."""
+
+    def one_of(*texts: str) -> str:
+        return texts[rng.integers(len(texts))]
+
+    def called(name: str) -> str:
+        colour, shape = name.split()
+        return f"{colour} {one_of(*SYNONYMS[shape])}"
+
+    def is_there(name: str) -> str:
+        return f"{one_of('is there', 'do you see', 'can you see')} {_article(called(name))}"
+
     names, colours, shapes = ([getattr(t, key) for t in things] for key in ("name", "colour", "shape"))
     shape = str(rng.choice(SHAPES))
+    end = one_of("are there", "do you see", "can you see")
     asked = [
-        Question("how many coloured objects are there", NUMBERS[len(things)], "number"),
-        Question(f"how many coloured {_plural(shape)} are there", NUMBERS[shapes.count(shape)], "number"),
+        Question(f"how many coloured objects {end}", NUMBERS[len(things)], "number"),
+        Question(
+            f"how many coloured {_plural(one_of(*SYNONYMS[shape]))} {end}", NUMBERS[shapes.count(shape)], "number"
+        ),
     ]
     # What is not there is like something that is: otherwise a colour or a shape alone would tell.
+    every = [f"{c} {s}" for c in COLOURS for s in SHAPES]
+    if not things:
+        return (*asked, Question(is_there(one_of(*every)), "no", "yes/no"), Question(one_of(*SEEN), "nothing", "other"))
     like = things[rng.integers(len(things))]
-    near_miss = [f"{c} {s}" for c in COLOURS for s in SHAPES if (c == like.colour) != (s == like.shape)]
+    near_miss = [name for name in every if (like.colour in name) != (like.shape in name)]
     absent = [name for name in near_miss if name not in names]
-    asked.append(Question(f"is there {_article(str(rng.choice(names)))}", "yes", "yes/no"))
-    asked.append(Question(f"is there {_article(str(rng.choice(absent)))}", "no", "yes/no"))
+    asked.append(Question(is_there(one_of(*names)), "yes", "yes/no"))
+    asked.append(Question(is_there(one_of(*absent)), "no", "yes/no"))
+    if len(things) == 1:
+        asked.append(Question(one_of(*SEEN), names[0], "other"))
     if shapes.count("ball") == 1:  # no obstacle is one
-        asked.append(Question("what colour is the ball", things[shapes.index("ball")].colour, "other"))
+        ball = one_of(*SYNONYMS["ball"])
+        text = one_of(f"what colour is the {ball}", f"which colour is the {ball}", f"what is the colour of the {ball}")
+        asked.append(Question(text, things[shapes.index("ball")].colour, "other"))
     if once := [t for t in things if colours.count(t.colour) == 1]:
         thing = once[rng.integers(len(once))]
-        asked.append(Question(f"what is the {thing.colour} object", thing.shape, "other"))
-    i = int(rng.integers(len(things)))
-    left = names[i - 1] if i else "nothing"
-    asked.append(Question(f"which coloured object is left of the {names[i]}", left, "other"))
-    i = int(rng.integers(len(things)))
-    right = names[i + 1] if i + 1 < len(things) else "nothing"
-    asked.append(Question(f"which coloured object is right of the {names[i]}", right, "other"))
+        shown = f"the {thing.colour} object"
+        text = one_of(f"what is {shown}", f"what shape is {shown}", f"which shape is {shown}")
+        asked.append(Question(text, thing.shape, "other"))
+    for side, step in (("left", -1), ("right", 1)):
+        i = int(rng.integers(len(things)))
+        other = names[i + step] if 0 <= i + step < len(things) else "nothing"
+        who = one_of("which coloured object", "what", "which object")
+        asked.append(Question(f"{who} is {one_of('', 'to the ')}{side} of the {called(names[i])}", other, "other"))
+    thing = things[rng.integers(len(things))]
+    near, text = thing.distance_m < NEAR_M, one_of("close by", "far away")
+    answer = "yes" if near == (text == "close by") else "no"
+    asked.append(Question(f"is the {called(thing.name)} {text}", answer, "yes/no"))
     if len(things) > 1:
-        a, b = sorted(rng.choice(len(things), 2, replace=False).tolist())
-        asked.append(Question(f"is the {names[a]} to the left of the {names[b]}", "yes", "yes/no"))
-        a, b = sorted(rng.choice(len(things), 2, replace=False).tolist())
-        asked.append(Question(f"is the {names[b]} to the left of the {names[a]}", "no", "yes/no"))
+        for answer, side in (("yes", "left"), ("no", "right")):
+            a, b = sorted(rng.choice(len(things), 2, replace=False).tolist())
+            if rng.random() < 0.5:  # said the other way round
+                a, b, side = b, a, "right" if side == "left" else "left"
+            text = f"is the {called(names[a])} {one_of('', 'to the ')}{side} of the {called(names[b])}"
+            asked.append(Question(text, answer, "yes/no"))
     return tuple(asked)
 
 
 def words() -> list[str]:
     """Every word that captions, questions and answers can hold."""
-    objects = (*COLOURS, *SHAPES, *(name for names in SYNONYMS.values() for name in names), *map(_plural, SHAPES))
+    shapes = [name for names in SYNONYMS.values() for name in names]
+    objects = (*COLOURS, *shapes, *map(_plural, shapes))
     rest = (
-        "a an and are away by close colour coloured far from how in is left many middle no nothing object objects of "
-        "on other right robot sees the there to what which yes"
+        "a an and are away by can close colour coloured do far from how in is left many middle no nothing object "
+        "objects of on other right robot see sees shape the there to what which yes you"
     )
     return sorted({*objects, *rest.split(), *NUMBERS})
 

@@ -245,6 +245,8 @@ def spoilt(caption: str, things: tuple[Seen, ...], rng: np.random.Generator) -> 
     """A caption that is wrong in one thing: its colour, its shape, or its place among the others."""
     said = caption.replace(",", " ,").split()
     pairs = [k for k in range(len(said) - 1) if said[k] in COLOURS and said[k + 1] in SHAPE_OF]
+    if not pairs:  # nothing is there
+        return str(rng.choice(list(labelled().values())))
     k = int(rng.choice(pairs))
     names = {thing.name for thing in things}
     ordered = "from left to right" in caption or " to the left of " in caption
