@@ -40,7 +40,7 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.setup: $(VENV)/.demo
-	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record,train,export,compare,lerobot,pretrained,search,viewer,trt-rtx,test$(ROS)]" $(NUMPY)
+	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record,train,export,compare,lerobot,pretrained,search,viewer,audio,trt-rtx,test$(ROS)]" $(NUMPY)
 	touch $@
 
 clean:

@@ -137,7 +137,8 @@ def attention(model: VisionLanguageModel, texts: Texts, scenes: list[Scene]) -> 
 def _fit_to_be_drawn(scene: Scene) -> tuple[bool, int, int, float]:
     """A short caption, many objects, of different shapes, none of them hardly to be seen."""
     short = len(scene.captions[0].split()) < LONGEST
-    return short, len(scene.things), len({t.shape for t in scene.things}), min(t.mask.sum() for t in scene.things)
+    least = min((int(t.mask.sum()) for t in scene.things), default=0)
+    return short, len(scene.things), len({t.shape for t in scene.things}), least
 
 
 @torch.no_grad()

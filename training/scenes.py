@@ -22,6 +22,7 @@ SHOWN_PIXELS = 25  # of 96 x 128, for an object to be seen
 NEAR_M = 2.0
 TURNS = 12  # in which the robot looks for a picture of as many objects as were drawn
 WANTED = (0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 3)  # three are seldom to be had
+FEW = 9  # more than a picture shows
 NEAR_BY = 0.5  # of the scenes are seen from beside an object, which may fill the picture
 SEEN = ("what do you see", "what is there", "what can you see")
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
@@ -61,12 +62,11 @@ def make_scene(seed: int) -> Scene:
     sensors = Sensors(world)
     wanted, found = rng.choice(WANTED), list[tuple[np.ndarray, tuple[Seen, ...]]]()
     at = _beside(world, rng) if rng.random() < NEAR_BY else (0.0, 0.0)
-    while len(found) < TURNS or not any(bool(things) == bool(wanted) for _, things in found):
+    while len(found) < TURNS or (wanted and len(found) < 5 * TURNS and not any(things for _, things in found)):
         found.append(_look(world, sensors, at, rng.uniform(-math.pi, math.pi)))
         if len(found[-1][1]) == wanted:
             break
-    right = (shown for shown in found if bool(shown[1]) == bool(wanted))
-    image, things = min(right, key=lambda shown: abs(len(shown[1]) - wanted))
+    image, things = min(found, key=lambda shown: abs(len(shown[1]) - wanted) + bool(wanted and not shown[1]) * FEW)
     return Scene(seed, image, things, captions(things, rng), questions(things, rng))
 
 
