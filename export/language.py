@@ -114,7 +114,7 @@ def export_vision_language(
     task: str = "vlm",
     training: dict[str, Any] | None = None,
     scores: dict[str, Any] | None = None,
-    card: Path | None = None,
+    card: str | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of a model; what of parity is worth knowing is returned. Raises EngineError if the graphs do not
     do what torch does; then nothing is written."""
@@ -166,8 +166,8 @@ def export_vision_language(
         "scores": scores or {},
     }  # fmt: skip
     files[VOCABULARY] = json.dumps(list(words)).encode()
-    if card and card.exists():
-        files["README.md"] = card.read_bytes()
+    if card:
+        files["README.md"] = card.encode()
     frames = pictures(stream)
     report = _parity(model, files, frames)
     text = np.zeros(length, np.int64)

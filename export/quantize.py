@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("out", type=Path, help="folder of the new bundle; replaced if it is there")
     args = parser.parse_args(argv)
+    if args.out.resolve() == args.bundle.resolve():
+        parser.error(f"{args.out}: expected another folder than that of the bundle, which stays as it is")
     try:
         quantize(Bundle.read(args.bundle), args.out)
     except (EdgeError, OSError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -33,9 +34,9 @@ from mm_edge.manifest import GOLDEN, VOCABULARY
 from mm_edge.types import StreamSpec
 from training.models import ModalityEncoder, MultiModalFusionNetwork
 from training.nets import SCAN_RANGE_MAX_M, ModalityConfig, ModalityType
-from training.recipe import read_recipe
+from training.recipe import Recipe, read_recipe, read_yaml
 from training.runner import step
-from training.train import TASKS
+from training.train import RECIPES, TASKS
 from training.vision_language import VisionLanguageModel
 
 PARITY_TICKS, GOLDEN_TICKS = 400, 8
@@ -288,7 +289,7 @@ def export_model(
     ticks: Sequence[ModelInputs] | None = None,
     training: dict[str, Any] | None = None,
     scores: dict[str, Any] | None = None,
-    card: Path | None = None,
+    card: str | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of any model of the family to the folder `out`; what of parity is worth knowing is returned.
 
@@ -340,8 +341,8 @@ def export_model(
     if words:
         files[VOCABULARY] = json.dumps(list(words)).encode()
     files[GOLDEN] = golden.pack(streams, trace)
-    if card and card.exists():
-        files["README.md"] = card.read_bytes()
+    if card:
+        files["README.md"] = card.encode()
     write_bundle(out, manifest, files)
     return report
 
@@ -365,7 +366,7 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
                 for key, value in recipe.data.items() if key not in ("folder", "words")
             },
         },
-        "card": Path(__file__).parents[1] / "training" / "recipes" / f"{recipe.task}.md",
+        "card": _card(recipe, scores),
     }  # fmt: skip
     if isinstance(model, VisionLanguageModel):
         return language.export_vision_language(model, recipe.streams[0], out, tick=recipe.tick, **same)
@@ -373,6 +374,34 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
         model, recipe.streams, out, {"action": recipe.action} if recipe.action else {"values": recipe.values},
         tick=recipe.tick, ticks=task.rehearsal(recipe, PARITY_TICKS) if hasattr(task, "rehearsal") else None, **same,
     )  # fmt: skip
+
+
+def _card(recipe: Recipe, scores: dict[str, Any]) -> str:
+    """The model card: the project's own for what its own recipe made, or else what is known of the model."""
+    own, card = RECIPES / f"{recipe.task}.yaml", RECIPES / f"{recipe.task}.md"
+    if own.exists() and card.exists() and _without_folder(read_yaml(own.read_text())) == _without_folder(recipe.raw):
+        return card.read_text()
+    streams = "\n".join(
+        f"- {spec.name}: {spec.kind} {tuple(spec.shape)}, {spec.rate_hz:g} Hz" for spec in recipe.streams
+    )
+    told = "Scores are in the manifest." if scores else "Nothing was measured of how good it is."
+    return f"""# {recipe.task}
+
+Made by `python -m export.to_onnx` from weights that a recipe of its owner's made, as the end of this says. {told}
+
+{streams}
+
+Say here what it was trained on, how well it does, and where it fails.
+
+```yaml
+{yaml.safe_dump(_without_folder(recipe.raw), sort_keys=False)}```
+"""
+
+
+def _without_folder(raw: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without where somebody's data lie, and the words in them."""
+    data = {key: value for key, value in raw.get("data", {}).items() if key not in ("folder", "recordings", "words")}
+    return {**raw, "data": data}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -33,6 +33,7 @@ from mm_edge.preprocess import Vocabulary, check, fitted, resize
 from mm_edge.types import Caption
 
 LONGEST_TEXT = 1000  # characters
+ARTICLES = {"a", "an", "the"}  # say nothing alone
 MOST_TOKENS = 64  # that are said at once
 CHANGE = 0.15  # of a scene, from which on it wants another caption; see vlm.yaml
 GREY = 24, 32  # rows and columns by which scenes are compared without embeddings
@@ -177,10 +178,11 @@ class Language:
         return self._padded(self.tokens(text, lenient))
 
     def tokens(self, text: str, lenient: bool = False, before: str = "") -> list[int]:
-        """Of a text with, say, a blank `before` it. Raises SampleError for an empty text or, unless `lenient`, for one
-        with words that nobody taught it."""
+        """Of a text with, say, a blank `before` it. Raises SampleError for an empty text or, unless `lenient` and more
+        than articles is left, for one with words that nobody taught it."""
         tokens, unknown = self.tokenizer.encode(before + clean(text))
-        if unknown and not (lenient and tokens):
+        left = set(clean(text).lower().split()) - set(unknown) - ARTICLES
+        if unknown and not (lenient and left):
             raise SampleError("text", "words that the model knows", f"unknown {unknown[:5]}")
         if not tokens:
             raise SampleError("text", "some words", repr(text[:40]))
@@ -205,6 +207,14 @@ class Language:
         spec = self.spec.decoder
         return held(self.model, spec.rows)[0].copy() if spec and spec.rows else np.zeros((0, 0), np.float32)
 
+    def expect(self, name: str) -> None:
+        """Raises BundleError unless the bundle has a prompt of this name."""
+        known = sorted(self.spec.decoder.prompts) if self.spec.decoder else []
+        if name.startswith("next_") and name.removeprefix("next_") in known and name not in known:
+            raise BundleError(f"{self.bundle.path}: expected a bundle that learns from examples, this one does not")
+        if name not in known:
+            raise BundleError(f"{self.bundle.path}: expected a bundle with a prompt for a {name}, it has {known}")
+
     def about(
         self,
         image: np.ndarray,
@@ -228,10 +238,9 @@ class Language:
         """The tokens of a prompt, such as "caption" or "question", behind those `before` it, with the question in its
         place and what is said already behind it; -1 for each row of the image. A question that the text's graph reads
         is read, about what was seen last. Raises BundleError for a prompt that it does not know, SampleError."""
+        self.expect(name)
         spec = self.spec.decoder
-        if spec is None or name not in spec.prompts:
-            known = sorted(spec.prompts) if spec else []
-            raise BundleError(f"{self.bundle.path}: expected a bundle that can do a {name}, this one can do {known}")
+        assert spec is not None
         tokens, blank, asked = list(before), "", not name.endswith("question")
         for piece in spec.prompts[name]:
             if piece == "image":
@@ -325,10 +334,12 @@ def words_of(tokens: Iterable[Token]) -> list[tuple[str, np.ndarray | None]]:
 
 
 class CaptionPipeline:
-    """image -> Caption. `examples`: images and their captions, for models that learn from what a prompt shows."""
+    """image -> Caption. `examples`: images and their captions, for models that learn from what a prompt shows. Raises
+    BundleError for a bundle that says no captions."""
 
     def __init__(self, bundle: Source):
         self.language = Language.of(bundle)
+        self.language.expect("caption")
 
     def __call__(
         self, image: np.ndarray, most: int = MOST_TOKENS, examples: Sequence[tuple[np.ndarray, str]] = ()
@@ -339,10 +350,12 @@ class CaptionPipeline:
 
 
 class GenerationPipeline:
-    """image, the begin of what is to be said -> Caption, with that begin."""
+    """image, the begin of what is to be said -> Caption, with that begin. Raises BundleError for a bundle that says no
+    captions."""
 
     def __init__(self, bundle: Source):
         self.language = Language.of(bundle)
+        self.language.expect("caption")
 
     def __call__(self, image: np.ndarray, begin: str, most: int = MOST_TOKENS) -> Caption:
         prompt, rows = self.language.about(image, "caption", begin=begin)
@@ -355,10 +368,11 @@ class GenerationPipeline:
 
 class QuestionPipeline:
     """image, question -> Caption, the answer. `examples`: images, questions and their answers, for models that learn
-    from what a prompt shows."""
+    from what a prompt shows. Raises BundleError for a bundle that answers none."""
 
     def __init__(self, bundle: Source):
         self.language = Language.of(bundle)
+        self.language.expect("question")
 
     def __call__(
         self,

@@ -16,6 +16,7 @@ import dataclasses
 import math
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -106,7 +107,7 @@ class Viewer:
             raise EdgeError(f"{path}: cannot be written ({error.strerror})") from None
         self._recording.save(path, default_blueprint=self._blueprint())
         self._draw_frame_of_reference()
-        return f"{path}: see it with `rerun {path}`"
+        return f"{path}: see it with `{Path(sys.executable).with_name('rerun')} {path}`"
 
     def close(self) -> None:
         """Wait until all was sent or written."""

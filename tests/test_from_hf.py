@@ -224,7 +224,7 @@ def test_captions_have_examples_too(bundles):
 def test_too_many_examples_are_refused_and_so_are_any_where_a_prompt_has_one_image(bundles):
     with pytest.raises(SampleError, match="less than 160 tokens with the prompt"):
         QuestionPipeline(bundles["smolvlm"])(IMAGES[0], "What is this?", examples=[(IMAGES[1], "how many", "two")] * 9)
-    with pytest.raises(BundleError, match=r"can do a next_caption, this one can do \['caption'\]"):
+    with pytest.raises(BundleError, match="expected a bundle that learns from examples, this one does not"):
         CaptionPipeline(bundles["blip"])(IMAGES[0], examples=[(IMAGES[1], "a red ball")])
 
 
@@ -358,13 +358,13 @@ def test_the_command_says_how_the_loss_fell_or_what_is_wrong(folders, photos, tm
     assert finetune.main([*command, "--steps", "10"]) == 0
     assert "loss" in capsys.readouterr().out and (tmp_path / "mine" / "adapter_model.safetensors").is_file()
     assert finetune.main([*command, "--steps", "9"]) == 1
-    assert "10 steps, got 6 and 9" in capsys.readouterr().err
+    assert "at least 10, got 6 and 9" in capsys.readouterr().err
 
 
 def test_pictures_without_what_is_learned_are_refused(sources, photos, tmp_path):
     with pytest.raises(EdgeError, match="expected at least a batch of 20 pictures with captions, got 6"):
         finetune.finetune(sources["blip"], photos, tmp_path, batch=20)
-    with pytest.raises(ValueError, match="at least 2 pictures in a batch"):
+    with pytest.raises(ValueError, match="--batch of at least 2"):
         finetune.finetune(sources["clip"], photos, tmp_path, batch=1)
 
 

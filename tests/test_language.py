@@ -224,6 +224,11 @@ def test_the_shipped_bundle_is_smaller_than_10_mb():
     assert sum(file.stat().st_size for file in SHIPPED_VLM.iterdir()) < 10e6
 
 
+def test_a_search_for_articles_alone_is_refused(language):
+    with pytest.raises(SampleError, match=r"unknown \['unicorn'\]"):
+        language.embed("a unicorn", lenient=True)
+
+
 def test_a_bundle_without_a_language_says_so():
     with pytest.raises(BundleError, match="expected a bundle with a language"):
         Language("mm_edge/bundles/drive")

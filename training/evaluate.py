@@ -180,8 +180,12 @@ def _on_pictures(args: argparse.Namespace) -> int:
         return 1
 
 
+def _told(value: Any) -> str:
+    return "  ".join(f"{key} {_told(one)}" for key, one in value.items()) if isinstance(value, dict) else str(value)
+
+
 def _say(scores: dict[str, Any], as_json: bool) -> int:
-    print(json.dumps(scores) if as_json else "\n".join(f"{name:<14}{value}" for name, value in scores.items()))
+    print(json.dumps(scores) if as_json else "\n".join(f"{name:<26}{_told(value)}" for name, value in scores.items()))
     return 0
 
 

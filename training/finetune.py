@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of pictures and captions, as COCO's")
     parser.add_argument("--out", type=Path, required=True, help="folder of the adapter")
     parser.add_argument("--method", choices=METHODS, default="lora")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=500, help="10 or more")
     parser.add_argument("--batch", type=int, default=8, help="pictures a step")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=1)
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     except (EdgeError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{args.out}: loss {np.mean(losses[:10]):.3f} of the first steps, {np.mean(losses[-10:]):.3f} of the last")
+    print(f"{args.out}: loss {np.mean(losses[:5]):.3f} of the first five steps, {np.mean(losses[-5:]):.3f} of the last")
     return 0
 
 
@@ -80,7 +80,7 @@ def finetune(
         raise MissingDependency("fine-tuning", "peft", "pretrained") from None
     least = 2 if source.architecture == "CLIPModel" else 1  # others' captions are what is wrong
     if batch < least or steps < 10:
-        raise ValueError(f"expected at least {least} pictures in a batch and 10 steps, got {batch} and {steps}")
+        raise ValueError(f"expected --batch of at least {least} and --steps of at least 10, got {batch} and {steps}")
     torch.manual_seed(seed)
     lessons = _lessons(source, data, batch, np.random.default_rng(seed))
     same: dict[str, Any] = {"target_modules": TARGETS[source.architecture], "lora_alpha": 2 * RANK, "lora_dropout": 0.0}

@@ -59,7 +59,9 @@ TASKS = {
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help=f"a recipe's name ({', '.join(p.stem for p in RECIPES.glob('*.yaml'))}) or file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.learning_rate=0.001")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. train.learning_rate=0.001 rounds.0.steps=500"
+    )
     parser.add_argument("--out", type=Path, help="folder for episodes, logs and checkpoints (default: runs/RECIPE)")
     parser.add_argument("--data", type=Path, help="folder of the data to learn from; of drive: recordings")
     commands = "commands to learn from recordings (expert/cmd_vel, else cmd_vel)"
@@ -82,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, EdgeError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on from what was saved last", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -73,6 +73,9 @@ def _checks(bundle: Path) -> Iterator[Check]:
     yield from _ros()
     yield _library("recording", "rosbags", install("record"))
     yield _library("viewer", "rerun", install("viewer"))
+    yield _library("search", "lancedb", install("search"))
+    yield _library("pretrained", "tokenizers", install("language"))
+    yield _library("training", "torch", install("train"))
     yield _library("microphone", "sounddevice", f"sudo apt install libportaudio2; {install('audio')}")
 
 

@@ -68,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     caption = _Captions(vlm) if vlm and camera else None
     timeline = events(args.recording, bundle.streams, bundle.tick, topics)
     pipeline, viewer = Pipeline(bundle, engine="cpu"), Viewer(bundle)
-    print(viewer.save(args.save) if args.save else viewer.serve(args.port), flush=True)
+    told = viewer.save(args.save) if args.save else viewer.serve(args.port)
+    if not args.save:
+        print(told, flush=True)
 
     def shown() -> Iterator[Sample | SampleError | Tick]:
         for event in timeline:
@@ -84,7 +86,9 @@ def run(args: argparse.Namespace) -> int:
     if output is None:
         raise RecordingError(f"{args.recording}: no tick, since nothing was recorded of {list(pipeline.specs)}")
     viewer.flush()
-    if not args.save:
+    if args.save:
+        print(told)
+    else:
         print("all of it is there; serving until Ctrl-C", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
