@@ -265,7 +265,8 @@ def test_the_command_draws_what_went_in_and_what_came_out(toy, recording, tmp_pa
     assert main(["view", str(recording), "--bundle", str(toy), "--save", str(tmp_path / "a.rrd")]) == 0
     assert main(["replay", str(toy), str(recording)]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"{tmp_path / 'a.rrd'}: see it with `{Path(sys.executable).with_name('rerun')} {tmp_path / 'a.rrd'}`"
+    rerun = Path(sys.executable).with_name("rerun")
+    assert out[0] == f"{tmp_path / 'a.rrd'}: see it with `{rerun} {tmp_path / 'a.rrd'}`"
     outputs = [json.loads(line) for line in out[1:]]
     actions = [(o["stamp_ns"], o["action"]["values"][0][0] if o["action"] else None) for o in outputs]
     rows = logged(tmp_path / "a.rrd")
