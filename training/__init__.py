@@ -1,11 +1,9 @@
 """Training: torch models, tables of irregular time, the one loop, evaluation."""
 
+import importlib.util
 import sys
 
 from mm_edge.errors import MissingDependency
 
-try:
-    import torch  # noqa: F401
-except ImportError:
-    missing = MissingDependency("training", "torch", "train")
-    raise (SystemExit(str(missing)) if sys.argv[0] == "-m" else missing) from None  # of a command: one line
+if sys.argv[0] == "-m" and importlib.util.find_spec("torch") is None:  # a command of this package: one line will do
+    raise SystemExit(str(MissingDependency("training", "torch", "train")))
