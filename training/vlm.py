@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import multiprocessing
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +26,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from mm_edge.sim.rooms import COLOURS, SHAPES, SYNONYMS
 from training import coco, scenes
 from training.batches import Batch
+from training.cached import cached
 from training.lessons import Lessons, Texts
 from training.models import ModelState
 from training.recipe import Recipe, check_keys, read_recipe
@@ -144,21 +143,11 @@ def read_model(checkpoint: Path) -> tuple[Recipe, VisionLanguageLearner]:
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lessons:
     if recipe.data:
         return coco.Captioned(recipe, out, workers)
-    return Scenes(recipe, [load(out, r.first_seed, r.episodes, workers) for r in recipe.rounds[: index + 1]])
-
-
-def load(out: Path, first_seed: int, count: int, workers: int) -> dict[str, np.ndarray]:
-    """So many scenes as arrays, made if they are not there."""
-    file = out / f"scenes-{first_seed}-{count}.npz"
-    if not file.exists():
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            seeds = range(first_seed, first_seed + count)
-            rows = list(tqdm(pool.imap(_arrays, seeds, chunksize=8), "scenes", total=count, leave=False))
-        with file.with_suffix(".part").open("wb") as part:
-            np.savez(part, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
-        file.with_suffix(".part").rename(file)
-    with np.load(file) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    made = []
+    for r in recipe.rounds[: index + 1]:
+        file = out / f"scenes-{r.first_seed}-{r.episodes}.npz"
+        made.append(cached(file, _arrays, range(r.first_seed, r.first_seed + r.episodes), workers))
+    return Scenes(recipe, made)
 
 
 def _arrays(seed: int) -> dict[str, np.ndarray]:
