@@ -205,9 +205,9 @@ def test_a_model_replaced_while_the_watchdog_was_starved_too_drives_on_although_
     drive.kill()
     drive.start()
     graph.wait(lambda: raw[-1].header.frame_id.endswith(f"@{drive.edge.pid}"), "action of the new process")
-    drive.dog.send_signal(signal.SIGCONT)
-    drive.wheels.wait_until_driving()
     assert graph.node.count_publishers("cmd_vel_raw") == 2, "the dead one and the new one"
+    drive.dog.send_signal(signal.SIGCONT)
+    drive.wheels.wait_until_driving(60)  # what the starved one missed of the new one is announced again, some time
 
 
 def test_a_stopped_model_that_wakes_up_after_it_was_replaced_is_a_second_source(graph, tmp_path):
