@@ -117,10 +117,12 @@ class Aligner:
 
 
 class TickRule:
-    """When to tick: as the anchor stream's sample arrives, or `max_period_ms` after the last tick without one."""
+    """When to tick: as the anchor stream's sample arrives, but not before `min_period_ms` after the last tick, or
+    `max_period_ms` after it without one."""
 
-    def __init__(self, anchor: str, max_period_ms: float):
+    def __init__(self, anchor: str, max_period_ms: float, min_period_ms: float = 0.0):
         self.anchor = anchor
+        self._min_period_ns = round(min_period_ms * 1e6)
         self._max_period_ns = round(max_period_ms * 1e6)
         self._came: Sample | None = None  # the anchor stream's newest sample
         self._seen: Sample | None = None  # and the one that a tick has seen
@@ -135,6 +137,8 @@ class TickRule:
         last_ns, came = self._last_ns, self._came
         if last_ns is None or not 0 <= now_ns - last_ns < self._max_period_ns:
             return True
+        if now_ns - last_ns < self._min_period_ns:
+            return False
         return came is not None and came is not self._seen and came.arrival_ns <= now_ns
 
     def ticked(self, now_ns: int) -> None:
@@ -424,14 +428,14 @@ class _Sound(Stream):
         if first < self._at - self._n or last > self._at or self._valid[first:last].any():
             return False
         self._samples, self._valid = self._samples.copy(), self._valid.copy()
-        self._samples[first:last], self._valid[first:last] = sample.data.samples, True
+        self._samples[first:last], self._valid[first:last] = self._heard(sample.data), True
         return True
 
     def _take(self, stamp_ns: int, data: Audio) -> None:
         gap = 0 if self._end is None else data.first_sample - self._end
         if gap:
             self.counts["gap" if gap > 0 else "overlap"] += 1
-        samples = data.samples
+        samples = self._heard(data)
         if -len(samples) < gap < 0:  # its begin was heard already
             samples = samples[-gap:]
         elif not 0 <= gap <= self._n:  # a new microphone, or a hole longer than the window
@@ -444,6 +448,12 @@ class _Sound(Stream):
             self._chunk, self.rate_hz = len(data.samples), data.sample_rate_hz / len(data.samples)
             self.recent.clear()
         self.data = data
+
+    def _heard(self, data: Audio) -> np.ndarray:
+        """Its samples; to one ear the mean of all microphones."""
+        if self.spec.channels == 1 < data.samples.shape[1]:
+            return data.samples.mean(1, keepdims=True).astype(np.int16)
+        return data.samples
 
     def _room(self, samples: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """These, and room for three times as many to come, which are valid unless they are missed."""

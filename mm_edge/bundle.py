@@ -33,7 +33,9 @@ from mm_edge.preprocess import Vocabulary
 
 # Bytes that a file may have by its suffix, or else 16 MB. No ONNX file can have more; golden.npz, when unpacked, too.
 LARGEST = {".onnx": 2**31 - 1, ".npz": 2**27}
-SHIPPED, SHIPPED_VLM = (Path(__file__).parent / "bundles" / name for name in ("drive", "vlm"))
+SHIPPED, SHIPPED_VLM, SHIPPED_WORDS, SHIPPED_EVENTS = (
+    Path(__file__).parent / "bundles" / name for name in ("drive", "vlm", "words", "events")
+)
 
 
 @dataclass(frozen=True, kw_only=True)

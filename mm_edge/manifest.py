@@ -32,6 +32,7 @@ class Tick:
     anchor: str
     period_ms: float
     max_period_ms: float
+    min_period_ms: float = 0.0  # for an anchor whose samples come faster than ticks are wanted, such as sound
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,19 @@ class GatesSpec:
 
 
 @dataclass(frozen=True)
+class EventsSpec:
+    """Classes that happen; see events.Spotter."""
+
+    quiet: tuple[str, ...]  # those that mean that nothing does
+    sure: float  # probability from which an event is told,
+    ticks: int  # as the mean of so many
+
+
+@dataclass(frozen=True)
 class ValuesSpec:
     source: str  # an output of shape (1, len(names))
     names: tuple[str, ...]  # classes, whose probabilities these are, or numbers with their units
+    events: EventsSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +245,7 @@ def _check(path: Path, m: Manifest) -> None:
     expect(m.tick.anchor in streams, f"tick.anchor to be one of {streams}", m.tick.anchor)
     in_order = 1 <= m.tick.period_ms <= m.tick.max_period_ms <= m.max_gap_ms
     expect(in_order, f"1 <= period_ms <= max_period_ms <= max_gap_ms ({m.max_gap_ms})", m.tick)
+    expect(0 <= m.tick.min_period_ms <= m.tick.period_ms, "tick.min_period_ms of 0 to period_ms", m.tick)
     expect(m.golden_atol > 0, "golden_atol > 0", m.golden_atol)
 
     needed = {GOLDEN, *(part.file for part in m.graphs())}
@@ -253,6 +265,10 @@ def _check(path: Path, m: Manifest) -> None:
         expect(len(dims) == 1 and dims != {0}, "action names, units, min, max, max_rate of one length", action)
         expect(all(low <= 0 <= high for low, high in zip(action.min, action.max)), "action min <= 0 <= max", action)
         expect(min(action.max_rate) > 0 and action.dt_s > 0, "action max_rate and dt_s above 0", action)
+    if m.outputs.values and (events := m.outputs.values.events):
+        known = set(m.outputs.values.names)
+        expect(set(events.quiet) < known, f"values.events.quiet to be some of {sorted(known)}", events.quiet)
+        expect(0 < events.sure <= 1 <= events.ticks <= 1000, "values.events.sure of 0 to 1, ticks of 1 to 1000", events)
     if attention := m.outputs.attention:
         expect(attention.stream in streams, f"attention.stream to be one of {streams}", attention.stream)
 

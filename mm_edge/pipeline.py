@@ -19,11 +19,12 @@ from mm_edge.align import UNSEEN, Aligner, TickRule, View, Window
 from mm_edge.bundle import Bundle
 from mm_edge.engine.part import Fresh, ModelInputs, ModelOutputs
 from mm_edge.errors import EdgeError, SampleError
+from mm_edge.events import Spotter
 from mm_edge.health import Health, IdleTicks, StreamMonitor, absence
 from mm_edge.manifest import ActionSpec
 from mm_edge.preprocess import Vocabulary
 from mm_edge.safety import Limits, limit
-from mm_edge.types import NS, Action, Attention, Output, Sample, StreamSpec
+from mm_edge.types import NS, Action, Attention, Event, Output, Sample, StreamSpec
 
 
 def model_inputs(specs: Iterable[StreamSpec], window: Window, vocabulary: Vocabulary | None = None) -> ModelInputs:
@@ -74,13 +75,15 @@ class Pipeline:
         """Forget all that was pushed and all the model remembers."""
         tick = self.bundle.tick
         self._aligner = Aligner(self.bundle.streams, tick.period_ms / 1e3, self.bundle.max_gap_ms)
-        self._rule = TickRule(tick.anchor, tick.max_period_ms)
+        self._rule = TickRule(tick.anchor, tick.max_period_ms, tick.min_period_ms)
         self._monitors = {name: StreamMonitor(spec, self._aligner.streams[name]) for name, spec in self.specs.items()}
         self.model.reset()
         self._previous = [0.0] * len(self._limits.names)  # the last action
         self._last: Output | None = None
         self._seen: dict[str, View] = {}  # at the last tick
         self._refused_commands: dict[str, str] = {}
+        values = self.bundle.outputs.values
+        self._spotter = Spotter(values.names, values.events) if values and values.events else None
         self._idle = IdleTicks()
 
     def push(self, sample: Sample) -> bool:
@@ -175,8 +178,16 @@ class Pipeline:
                 said = dict(zip(spec.values.names, numbers))
             else:
                 reasons.append("non-finite values")
+        events: tuple[Event, ...] = ()
+        if self._spotter and said and not window.reset:
+            event = self._spotter.take(window.t_ns, values["values"][0])
+            events = (event,) if event else ()
+        elif self._spotter:
+            self._spotter.reset()
         why, also = tuple(reasons), tuple(notes)
-        return Output(window.t_ns, sources, mask, ages_s, why, also, action, attention, gates=gates, values=said)
+        return Output(
+            window.t_ns, sources, mask, ages_s, why, also, action, attention, events=events, gates=gates, values=said
+        )
 
     def _limited(self, spec: ActionSpec, rows: list[list[float]], dt_s: float) -> tuple[Action | None, tuple[str, ...]]:
         """The model's action, H rows, within the limits, and notes; or None and why."""

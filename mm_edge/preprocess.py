@@ -196,7 +196,8 @@ def _wrong_audio(spec: StreamSpec, audio: Any) -> tuple[str, str] | None:
         return "Audio with int16 (n, channels) samples", _describe(getattr(audio, "samples", audio))
     if audio.sample_rate_hz != spec.sample_rate_hz:
         return f"{spec.sample_rate_hz} Hz", f"{audio.sample_rate_hz} Hz"
-    if audio.samples.shape[1] != spec.channels or len(audio.samples) == 0:
+    channels = audio.samples.shape[1]
+    if channels not in ((spec.channels,) if spec.channels > 1 else range(1, 65)) or len(audio.samples) == 0:
         return f"samples of {spec.channels} channels", f"shape {audio.samples.shape}"
     return None if audio.first_sample >= 0 else ("a sample number", str(audio.first_sample))
 

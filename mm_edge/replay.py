@@ -33,6 +33,8 @@ class TickTimes(Protocol):
     def anchor(self) -> str: ...
     @property
     def max_period_ms(self) -> float: ...
+    @property
+    def min_period_ms(self) -> float: ...
 
 
 def events(
@@ -80,7 +82,7 @@ def replay(pipeline: Any, events: Iterable[Sample | SampleError | Tick]) -> Iter
 def _with_ticks(records: Iterable[Record], tick: TickTimes) -> Iterator[Record]:
     """Tick as a robot with an exact timer would: as the anchor arrives, and `max_period_ms` after a tick without. From
     1970, where a robot may begin, until now that would be without end: a pause of more than PAUSE_S has no ticks."""
-    rule, period_ns = TickRule(tick.anchor, tick.max_period_ms), round(tick.max_period_ms * 1e6)
+    rule, period_ns = TickRule(tick.anchor, tick.max_period_ms, tick.min_period_ms), round(tick.max_period_ms * 1e6)
     now_ns = 0  # a SampleError has no time: it goes with what arrived before it
     due_ns: int | None = None
 

@@ -4,6 +4,8 @@
     command = watchdog.on_action(source, stamp_ns, values, now_steady_ns, now_ros_ns)  # None: nothing to send
     if watchdog.check(now_steady_ns):                                                  # True: the wheels must stand
         ...
+    if watchdog.told("stop"):                                                          # True: the wheels must stand
+        ...
 
 It reads no clock. Deadlines run on the steady clock, since a robot's ROS clock may jump, or stand still.
 """
@@ -21,11 +23,13 @@ from mm_edge.types import NS
 
 STOP = np.zeros(2)
 STOP.flags.writeable = False
+STOP_WORDS = frozenset(("stop", "halt"))
 
 
 class Watchdog:
     """Starts stopped. A stop for silence ends by itself after `clear_after` valid actions in a row; a fault (an action
-    that is not finite or from the future, two sources at the same time) stays until `reset`.
+    that is not finite or from the future, two sources at the same time) stays until `reset`; a stop that was told stays
+    until something else is.
 
     Who a source is, the caller says. It must judge by who sends: discovery lists a dead publisher for a while.
 
@@ -51,10 +55,11 @@ class Watchdog:
         self._future_ns = round(future_tolerance_ms * 1e6)
         self._clear_after = clear_after
         self.counts: Counter[str] = Counter()
+        self._told = ""  # to stop, in these words
         self.reset()
 
     def reset(self) -> None:
-        """Forget faults and sources; stopped until `clear_after` valid actions came."""
+        """Forget faults and sources, but not what was told; stopped until `clear_after` valid actions came."""
         self.reason: str | None = "no action yet"
         self.latched = False
         self._source: Hashable = None
@@ -81,7 +86,10 @@ class Watchdog:
             if not self.latched:
                 self.latched, self.reason = True, fault
             return STOP
-        if useless := self._useless(stamp_ns, now_ros_ns):
+        useless = self._useless(stamp_ns, now_ros_ns)
+        if self._told:
+            useless = self.reason = f"told to {self._told}"
+        if useless:
             self.counts["refused"] += 1
             self._valid = 0
             if self.reason:
@@ -101,6 +109,16 @@ class Watchdog:
         self._sent, self._sent_ns = allowed, now_steady_ns
         self.counts["forwarded"] += 1
         return np.array(allowed)
+
+    def told(self, text: str) -> bool:
+        """A command that the model gets, too: must the wheels stand because of it? If it consists of STOP_WORDS,
+        whatever the model makes of it, and until another command."""
+        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+        self._told = " ".join(words) if words and STOP_WORDS.issuperset(words) else ""
+        if self._told:
+            self._valid = 0
+            self.reason = self.reason if self.latched else f"told to {self._told}"
+        return bool(self._told)
 
     def check(self, now_steady_ns: int) -> bool:
         """Must the wheels stand? Call it when the deadline may have passed, and at least that often: it tells by a

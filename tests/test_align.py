@@ -478,6 +478,17 @@ def test_memory_is_bounded_when_nobody_ticks(n):
     assert aligner.counts("camera")["overflow"] == max(0, n - 20)
 
 
+def test_an_anchor_that_comes_fast_is_waited_for():
+    rule, ticks = TickRule("audio", max_period_ms=250, min_period_ms=110), []
+    for ms in range(0, 500, 20):  # chunks of sound
+        rule.pushed(Sample("audio", T0 + ms * MS, T0 + ms * MS, None))
+        if rule.due(T0 + ms * MS):
+            rule.ticked(T0 + ms * MS)
+            ticks.append(ms)
+    assert ticks == [0, 120, 240, 360, 480]
+    assert not rule.due(T0 + 600 * MS) and rule.due(T0 + 730 * MS)  # the microphone died
+
+
 def test_tick_with_the_anchor_or_when_it_is_late():
     rule = TickRule("camera", max_period_ms=100)
     assert rule.due(T0)  # the first tick waits for nothing

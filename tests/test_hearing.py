@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 for library in ("accelerate", "onnxscript", "onnxruntime", "soundfile", "rosbags"):
     pytest.importorskip(library, reason=f"{library} is not installed")
 
+from mm_edge.manifest import EventsSpec
 from mm_edge.preprocess import log_mel
 from tests.test_real_data import DATA, ESC, WORDS, real, sound, write_zip
 from tests.test_tasks import scored
@@ -66,7 +67,7 @@ def test_a_group_is_kept_apart_by_its_name():
 def test_nothing_is_learned_from_who_is_kept_apart(words, monkeypatch):
     heard = set()
 
-    def listen(self, clip: Clip, length: int) -> np.ndarray:
+    def listen(self, clip: Clip, late_s: float, length: int) -> np.ndarray:
         heard.add((clip.label, clip.group))
         return np.zeros(length, np.float32)
 
@@ -103,10 +104,10 @@ def test_a_sound_is_in_the_middle_or_later_or_cut():
 
 def test_what_is_learned_from_is_what_the_robot_makes_of_it():
     spec = read_recipe(RECIPES / "sounds.yaml").streams[0]
-    length = hearing.samples_of(spec, 3)
+    length = hearing.samples_of(spec, 3, period_s=0.5)
     assert length == 2 * RATE_HZ
     heard = np.float32(0.1 * np.random.default_rng(0).standard_normal((2, length)))
-    made = hearing.windows(heard, spec, 3)
+    made = hearing.windows(heard, spec, 3, period_s=0.5)
     assert made.shape == (2, 3, *spec.shape)
     second = np.rint(heard[1, RATE_HZ // 2 :][:RATE_HZ] * 32767).astype(np.int16)
     np.testing.assert_allclose(made[1, 1], log_mel(second[:, None], None, spec), atol=1e-4)
@@ -134,7 +135,7 @@ def test_most_sounds_are_heard_after_another_one(words):
 def test_of_a_short_sound_nothing_gets_lost(sounds, monkeypatch):
     monkeypatch.setattr(hearing, "another_voice", lambda mel, *_, **__: mel)
     supply = Sounds(recipe("sounds", sounds, ["Dog bark", "Rain"]))
-    nothing = hearing.windows(np.zeros((1, RATE_HZ), np.float32), supply._recipe.streams[0], 1)[0, 0, 0].max()
+    nothing = hearing.windows(np.zeros((1, RATE_HZ), np.float32), supply._recipe.streams[0], 1, 0.5)[0, 0, 0].max()
     for _ in range(5):
         batch = supply.next()
         assert batch.labels["label"].shape == (8, 9)
@@ -187,34 +188,51 @@ class Ear:
 def bundle(held_out: object = 0.2) -> SimpleNamespace:
     spec = read_recipe(RECIPES / "words.yaml").streams[0]
     return SimpleNamespace(
-        task="words", streams=(spec,), tick=SimpleNamespace(period_ms=500),
-        outputs=SimpleNamespace(values=SimpleNamespace(names=SAID)),
-        training={"ticks": 1, "data": {"held_out": held_out}},
+        task="words", path="toy", streams=(spec,), tick=SimpleNamespace(period_ms=500),
+        outputs=SimpleNamespace(values=SimpleNamespace(names=SAID, events=EventsSpec(("silence",), 0.5, 1))),
+        training={"data": {"held_out": held_out, "windows": 1}},
     )  # fmt: skip
 
 
 def test_words_are_heard_one_after_the_other_in_any_order(words, monkeypatch):
-    """Off the middle and in noise; and what is right is counted."""
+    """And in noise; and what is right is counted."""
     ear = Ear(sure=0.6)
     monkeypatch.setattr(hearing, "load", lambda *_: ear)
     scores = hearing.evaluate(bundle(["zoe", "17"]), words, [])
     assert (scores["clips"], scores["unheard"], scores["unheard_groups"]) == (8, 3, 2)
-    assert list(scores)[3:] == ["clean", "20 dB", "10 dB", "0 dB", "-5 dB"] and ear.resets == 5
+    assert list(scores)[3:] == ["clean", "20 dB", "10 dB", "0 dB", "-5 dB", "stop"] and ear.resets == 10
     assert sorted(ear.given[:8]) == [0, 0, 0, 1, 1, 1, 2, 2] and np.count_nonzero(np.diff(ear.given[:8])) > 2
     clean = scores["clean"]
     assert clean["all"] == clean["unheard"] == 1 and clean["by_class"] == {"stop": 1, "go": 1, "silence": 1}
-    curve = {point["threshold"]: (point["missed"], point["false"]) for point in clean["stop"]}
-    assert curve[0.2] == (0, 1) and curve[0.5] == (0, 0) and curve[0.7] == (1, 0)
+    stop = scores["stop"]["clean"]
+    curve = {point["sure"]: (point["missed"], point["false_an_hour"]) for point in stop["curve"]}
+    assert stop["stops"] == 1 and curve[0.5] == (0, 0) and curve[0.7] == (1, 0)
+
+
+def test_a_stop_that_nobody_said_is_counted(words, monkeypatch):
+    """To this ear every word is a stop, and so the "go" is a false one."""
+    ear = Ear()
+    step = ear.step
+
+    def deaf(inputs):
+        out = step(inputs)
+        out.values["values"][0] = [0.9, 0.1, 0.0] if ear.given[-1] < 2 else [0.0, 0.1, 0.9]
+        return out
+
+    ear.step = deaf
+    clips = [clip for clip in hearing.read("words", words) if clip.group in ("zoe", "17")]
+    stop = hearing.stop_curve(bundle(), ear, clips, None)
+    seconds = 3600 * stop["hours"]
+    for point in stop["curve"]:
+        assert point["missed"] == 0 and point["false_an_hour"] == pytest.approx(3600 / seconds, rel=0.01)
 
 
 def test_who_is_not_there_is_told(words, monkeypatch):
     monkeypatch.setattr(hearing, "load", lambda *_: Ear())
     with pytest.raises(ValueError, match=r"no such speakers or folds: \['bob'\]"):
         hearing.evaluate(bundle(), words, ["bob"])
-    assert hearing.evaluate(bundle([]), words, ["abe"])["clean"] == {
-        "all": 1.0, "unheard": None, "by_class": dict.fromkeys(SAID), "stop":
-        [{"threshold": t, "missed": None, "false": None} for t in hearing.THRESHOLDS],
-    }  # fmt: skip
+    clean = hearing.evaluate(bundle([]), words, ["abe"])["clean"]
+    assert clean == {"all": 1.0, "unheard": None, "by_class": dict.fromkeys(SAID)}
     less = bundle()
     less.outputs.values.names = ["stop", "go"]
     with pytest.raises(ValueError, match=r"expected sounds of \['stop', 'go'\], got some of \['silence'\]"):
@@ -226,10 +244,11 @@ def test_from_an_archive_to_a_bundle_with_scores(task, request, tmp_path, capsys
     folder, names = request.getfixturevalue(task), SAID if task == "words" else ["Dog bark", "Rain"]
     apart = "zoe" if task == "words" else "4"
     options = [f"values.names={names}", f"data.held_out=[{apart}]", "train.lanes=4", "train.mixed_precision=no"]
+    options += ["values.events.quiet=[silence]"] if task == "words" else []
     scores = scored(task, folder, tmp_path, capsys, *options)
     assert scores["unheard"] == 2 and scores["unheard_groups"] == 1
     assert all(0 <= scores[name]["unheard"] <= 1 for name in ("clean", "0 dB"))
-    assert ("stop" in scores["clean"]) == (task == "words")
+    assert ("stop" in scores) == (task == "words")
     arguments = [task, "--data", str(folder), "--bundle", str(tmp_path / "bundle"), "--only", apart, "--json"]
     assert evaluate.main(arguments) == 0 and '"clips": 2' in capsys.readouterr().out
 

@@ -197,3 +197,29 @@ def test_whatever_comes_what_is_forwarded_is_valid_and_not_late(events):
         assert deepcopy(dog).check(round(t * MS) + 150 * MS)
     assert dog.counts["forwarded"] == forwarded
     assert sum(dog.counts.values()) == len(events)
+
+
+@pytest.mark.parametrize("text", ["stop", "Stop!", "STOP stop", "halt"])
+def test_told_to_stop_it_stops_whatever_the_model_makes_of_it(text):
+    dog = running(at_ms=200)
+    assert dog.told(text) and dog.check(201 * MS)
+    assert all(act(dog, t) is None for t in (267, 333, 400, 467))
+    assert dog.reason.startswith("told to ") and not dog.latched
+    assert not dog.told("drive to the red ball")
+    assert [act(dog, t) is None for t in (533, 600, 667)] == [True, True, False]
+
+
+@pytest.mark.parametrize("text", ["", "...", "stop at the red ball", "do not stop", "go"])
+def test_what_is_no_bare_stop_is_left_to_the_model(text):
+    dog = running(at_ms=200)
+    assert not dog.told(text)
+    assert act(dog, 267) is not None
+
+
+def test_a_reset_does_not_drive_on_against_what_was_told():
+    dog = running(at_ms=200)
+    dog.told("stop")
+    act(dog, 210, values=(np.nan, 0.0))
+    assert dog.latched
+    dog.reset()
+    assert all(act(dog, t) is None for t in (267, 333, 400, 467)) and dog.reason == "told to stop"

@@ -4,19 +4,21 @@
     python -m training.evaluate events --json
 
 A frame comes eight times a second, and with each of them the last half second of sound. What the sound is of and what
-is seen to move are two things: one of both senses is absent in a share of the clips, so that the other must do.
+is seen to move are two things, and each sense also learns its own by itself. One of both is absent in a share of the
+clips, so that the other must do.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -24,31 +26,43 @@ from mm_edge import preprocess
 from mm_edge.bundle import Bundle
 from mm_edge.engine import load
 from mm_edge.engine.part import Fresh, ModelInputs
-from mm_edge.sim.events import FRAME_HZ, FRAMES, LABELS, QUIET, SAMPLE_RATE_HZ, make_clip
+from mm_edge.events import Spotter
+from mm_edge.manifest import EventsSpec
+from mm_edge.sim.events import FRAME_HZ, FRAMES, LABELS, MOTIONS, QUIET, SAMPLE_RATE_HZ, Clip, make_clip
 from mm_edge.types import StreamSpec
-from training.batches import Batch, regular_batch, regular_steps
+from training.batches import Batch, StepBatch, regular_batch, regular_steps
 from training.cached import cached
 from training.models import AudioVideoModel, ModelResult
-from training.nets import log_mel
+from training.nets import ModalityType, log_mel
 from training.recipe import Recipe
 from training.supervised import modalities, rate_loss, words
 
 __all__ = ["build_model", "evaluate", "loss", "supply", "words"]
 
 HEARD_S = 0.1  # after a sound began, until it must be told
-QUIET_WEIGHT = 0.3  # of the ticks on which nothing happens yet: most are
-TERMS = {"rates": 1.0}
+HELD_S, FADED_S = 0.3, 0.7  # after its end: so long it is told; until then it may be
+SEEN_S, LOOKED_S = 0.25, 1.2  # after something began to move, from when on and until when its motion is to be seen
+IGNORED = -100
+ENDS_S = np.arange(1, FRAMES + 1) / FRAME_HZ  # of frames
+QUIET_WEIGHT = 0.3  # of the ticks on which nothing happens: most are
+ANEW = 0.2  # of the clips are told of from rest, the others after another one
+TERMS = {"rates": 1.0, "senses": 0.5}
 FIRST_SEED, CLIPS = 5_000_000, 600  # to be scored on
-SURE = 0.5  # share from which a label counts as told
+SETTLED_S = 0.6  # of a clip, in which what was heard before it may still be told: it ends all at once, as nothing does
+SOUNDS = ("", *LABELS[:9])
+SENSED, BLANK = ("frames", "sound"), 128  # of a picture that was none: zero, to the net
 
 
 def build_model(recipe: Recipe) -> AudioVideoModel:
     torch.manual_seed(recipe.seed)
     sizes = {key: value for key, value in recipe.model.items() if key != "modality"}
-    return AudioVideoModel(
+    model = AudioVideoModel(
         FRAMES, SAMPLE_RATE_HZ, num_classes=len(recipe.values["names"]), frame_rate_hz=FRAME_HZ,
         modalities=modalities(recipe), **sizes,
     )  # fmt: skip
+    for name, kinds in ((model.picture, 1 + len(MOTIONS)), (model.sound, len(SOUNDS))):
+        model.aux[name] = nn.Linear(model.encoders[name].units, kinds)
+    return model
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Clips:
@@ -61,128 +75,184 @@ def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Clips:
 
 def _arrays(seed: int) -> dict[str, np.ndarray]:
     clip = make_clip(seed)
-    return {
-        "frames": clip.frames, "sound": clip.sound, "label": np.int64(LABELS.index(clip.label)),
-        "onset_s": np.float32(clip.onset_s),
-    }  # fmt: skip
+    label, seen, heard = labels(clip)
+    return {"frames": clip.frames, "sound": clip.sound, "label": label, "seen": seen, "heard": heard}
 
 
-def told_at(label: np.ndarray, onset_s: np.ndarray) -> np.ndarray:
-    """(n,) -> int64 (n, FRAMES): what is to be told at each frame; nothing before it was to be heard."""
-    at_s = np.arange(1, FRAMES + 1) / FRAME_HZ
-    return np.where(at_s >= onset_s[:, None] + HEARD_S, label[:, None], LABELS.index(QUIET))
+def labels(clip: Clip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int64 (FRAMES,) each: what is to be told at each frame; and for each sense by itself, the motion that is to be
+    seen and the sound that is to be heard, 0 for none. IGNORED where either answer is right."""
+    at_s = ENDS_S
+    sounds = (at_s >= clip.onset_s + HEARD_S) & (at_s <= clip.end_s + HELD_S)
+    fades = (at_s > clip.end_s + HELD_S) & (at_s <= clip.end_s + FADED_S) & (clip.label != QUIET)
+    told = np.where(sounds, LABELS.index(clip.label), LABELS.index(QUIET))
+    heard = np.where(sounds, SOUNDS.index(clip.sound_of), 0)
+    moved_s = at_s - clip.begins_s
+    seen = np.zeros(FRAMES, np.int64)
+    if clip.motion:
+        seen = np.where(moved_s < SEEN_S, IGNORED, 1 + MOTIONS.index(clip.motion))
+        seen[moved_s <= 0], seen[moved_s > LOOKED_S] = 0, IGNORED
+    told[fades], heard[fades] = IGNORED, IGNORED
+    return told, seen, heard
 
 
 class Clips:
-    """Batches of clips, in half the cases in a mirror; louder or softer, and at times without one of both senses."""
+    """Batches of clips, in half the cases in a mirror; louder or softer, and at times without one of both senses. Most
+    come after others, in which the model still is."""
 
     def __init__(self, recipe: Recipe, clips: dict[str, np.ndarray]):
         self._clips, self._lanes, self._absent = clips, recipe.train.lanes, recipe.data["absent"]
         self._camera, self._audio = recipe.streams
+        config = modalities(recipe)[self._camera.name]
+        self._looks = config.shape[0] if config.type is ModalityType.VIDEO else 1  # frames that make one sample
         self._rng = np.random.default_rng(recipe.seed)
+        self._before = {name: np.zeros((self._lanes, *clips[name].shape[1:]), clips[name].dtype) for name in SENSED}
         self.steps_an_epoch = max(1, len(clips["label"]) // self._lanes)
 
     def next(self) -> Batch:
         rng, n = self._rng, self._lanes
-        chosen = np.sort(rng.integers(len(self._clips["label"]), size=n))
-        frames, sound = self._clips["frames"][chosen], np.float32(self._clips["sound"][chosen])
+        chosen, start = rng.integers(len(self._clips["label"]), size=n), rng.random(n) < ANEW
+        frames, sound = self._clips["frames"][chosen], self._clips["sound"][chosen]
         mirrored = rng.random(n) < 0.5
         frames[mirrored], sound[mirrored] = frames[mirrored, :, :, ::-1], sound[mirrored][..., ::-1]
-        sound *= np.float32(10 ** (rng.uniform(-12, 12, (n, 1, 1)) / 20))
+        gain = np.float32(10 ** (rng.uniform(-12, 12, (n, 1, 1)) / 20))
+        sound = np.clip(np.rint(sound * gain), -32768, 32767).astype(np.int16)
+        self._before["frames"][start], self._before["sound"][start] = BLANK, 0
         mask = np.ones((n, FRAMES, 2), np.float32)
         gone = rng.random(n)
         mask[gone < self._absent, :, 0] = 0
         mask[gone > 1 - self._absent, :, 1] = 0
         dt = torch.full((n, FRAMES, 1), 1 / FRAME_HZ)
         steps = {
-            self._camera.name: regular_steps(torch.from_numpy(frames), dt, FRAMES, 1 / FRAME_HZ),
-            self._audio.name: regular_steps(heard(sound, self._audio), dt, FRAMES, 1 / FRAME_HZ),
+            self._camera.name: self._steps(self._looked(frames), dt, mask[..., 0]),
+            self._audio.name: self._steps(heard(self._before["sound"], sound, self._audio), dt, mask[..., 1]),
         }
-        label = told_at(self._clips["label"][chosen], self._clips["onset_s"][chosen])
-        return regular_batch(steps, torch.from_numpy(mask), dt, {"label": torch.from_numpy(label)})
+        self._before = {"frames": frames, "sound": sound}
+        truth = {name: torch.from_numpy(self._clips[name][chosen]) for name in ("label", "seen", "heard")}
+        return replace(regular_batch(steps, torch.from_numpy(mask), dt, truth), start=torch.from_numpy(start))
+
+    def _looked(self, frames: np.ndarray) -> Tensor:
+        """uint8 (n, FRAMES, h, w, 3) -> with each frame those before it, if the model looks at clips."""
+        if self._looks == 1:
+            return torch.from_numpy(frames)
+        every = torch.from_numpy(np.concatenate([self._before["frames"][:, FRAMES + 1 - self._looks :], frames], 1))
+        return every.unfold(1, self._looks, 1).movedim(-1, 2)
+
+    def _steps(self, x: Tensor, dt: Tensor, there: np.ndarray) -> StepBatch:
+        """What is absent takes no step."""
+        steps = regular_steps(x, dt, FRAMES, 1 / FRAME_HZ)
+        return replace(steps, keep=steps.keep & (torch.from_numpy(there) > 0)[..., None])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rng": self._rng.bit_generator.state}
+        return {"rng": self._rng.bit_generator.state, **self._before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rng.bit_generator.state = state["rng"]
+        self._before = {name: state[name] for name in SENSED}
 
 
-def heard(sound: np.ndarray, spec: StreamSpec) -> Tensor:
-    """float32 (n, samples, channels), in the range of int16 -> (n, FRAMES, *spec.shape): with each frame the window
-    that ends with it, as `preprocess.log_mel` makes it of all that was heard."""
+def heard(before: np.ndarray, sound: np.ndarray, spec: StreamSpec) -> Tensor:
+    """int16 (n, samples, channels) each: what was to be heard before the clip, and in it -> (n, FRAMES, *spec.shape):
+    with each frame the window that ends with it, as `preprocess.log_mel` makes it."""
     window = round(spec.window_ms * spec.sample_rate_hz / 1e3)
-    padded = np.pad(np.clip(np.rint(sound), -32768, 32767), ((0, 0), (window, 0), (0, 0)))
-    cut = [padded[:, end : end + window] for end in ends()]
-    waves = torch.from_numpy(np.stack(cut, 1)).flatten(0, 1).transpose(1, 2)
-    return log_mel(waves, spec.shape, spec.sample_rate_hz).unflatten(0, (len(sound), FRAMES))
+    all_of_it = np.concatenate([before[:, -window:], sound], 1)
+    waves = torch.from_numpy(np.stack([all_of_it[:, end : end + window] for end in ends()], 1))
+    return log_mel(waves.flatten(0, 1).transpose(1, 2), spec.shape, spec.sample_rate_hz).unflatten(0, (-1, FRAMES))
 
 
 def ends() -> list[int]:
     """Samples that were heard by each frame."""
-    return [round((k + 1) / FRAME_HZ * SAMPLE_RATE_HZ) for k in range(FRAMES)]
+    return [round(at_s * SAMPLE_RATE_HZ) for at_s in ENDS_S]
 
 
 def loss(recipe: Recipe, model: AudioVideoModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict[str, Tensor]]:
     label, quiet = batch.labels["label"], LABELS.index(QUIET)
-    wrong = F.cross_entropy(out.output.flatten(0, 1), label.flatten(), reduction="none", label_smoothing=0.05)
-    weight = torch.where(label.flatten() == quiet, QUIET_WEIGHT, 1.0)
-    wrong = (wrong * weight).sum() / weight.sum()
+    wrong = _wrong(out.output, label, torch.where(label == quiet, QUIET_WEIGHT, 1.0))
+    alone = {}
+    for i, (name, truth) in enumerate(((model.picture, "seen"), (model.sound, "heard"))):
+        target = batch.labels[truth]
+        weight = torch.where(target == 0, QUIET_WEIGHT, 1.0) * batch.mask[..., i]
+        alone[truth] = _wrong(model.aux[name](out.tokens[name]), target, weight)
     rates, spread = rate_loss(batch, out)
-    right = (out.output[:, -1].argmax(-1) == label[:, -1]).float().mean()
+    told = (label != quiet) & (label != IGNORED)
+    right = (out.output.argmax(-1) == label)[told].float().mean()
     weights = {**TERMS, **recipe.train.weights}
-    return wrong + weights["rates"] * spread, {"wrong": wrong, "right": right, **rates}
+    total = wrong + weights["rates"] * spread + weights["senses"] * sum(alone.values())
+    return total, {"wrong": wrong, "right": right, **alone, **rates}
+
+
+def _wrong(output: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy (B, T, classes) against (B, T), weighted."""
+    wrong = F.cross_entropy(
+        output.flatten(0, 1), label.flatten(), reduction="none", label_smoothing=0.05, ignore_index=IGNORED
+    )
+    weight = weight.flatten() * (label.flatten() != IGNORED)
+    return (wrong * weight).sum() / weight.sum().clamp(min=1)
 
 
 def evaluate(bundle: Bundle, folder: Path | None, only: Sequence[str]) -> dict[str, Any]:
-    """On CLIPS clips never trained on, one frame after the other: the share told right at the end ("fused", and with
-    each sense missing), when an event was told, and how often one was that did not happen."""
+    """On CLIPS clips never trained on, one after the other and frame by frame, as a robot has them: the share told
+    right ("fused", and with each sense missing), how long after the sound began an event was told, and in how many
+    quiet clips one was that did not happen."""
     model, specs = load(bundle, "auto"), list(bundle.streams)
     names, quiet = list(bundle.outputs.values.names), LABELS.index(QUIET)
-    if names != list(LABELS):
+    rule = bundle.outputs.values.events
+    if names != list(LABELS) or rule is None:
         raise ValueError(f"{bundle.path}: expected a bundle that tells {list(LABELS)}, got {names}")
     subsets = [some for n in range(len(specs) + 1) for some in itertools.combinations(range(len(specs)), n)]
-    right: dict[str, list[bool]] = {}
-    late_s, false, silent, classes = [], 0, 0, {label: list[bool]() for label in LABELS}
-    for seed in tqdm(range(FIRST_SEED, FIRST_SEED + CLIPS), "clips", leave=False):
-        clip = make_clip(seed)
-        truth = LABELS.index(clip.label)
-        for some in subsets:
-            name = "+".join(specs[i].name for i in some) or "none"
-            shares = told(model, specs, clip.frames, clip.sound, set(some))
-            right.setdefault(name, []).append(int(shares[-1].argmax()) == truth)
-            if len(some) < len(specs):
-                continue
-            classes[clip.label].append(right[name][-1])
-            said = (shares.argmax(1) == truth) & (shares.max(1) >= SURE)
-            if truth != quiet and said.any():
-                late_s.append((int(said.argmax()) + 1) / FRAME_HZ - clip.onset_s)
-            if truth == quiet:
-                silent += 1
-                false += bool(((shares.argmax(1) != quiet) & (shares.max(1) >= SURE)).any())
-    scores = {name: round(float(np.mean(values)), 4) for name, values in right.items()}
-    fused = scores.pop("+".join(spec.name for spec in specs))
+    clips = [make_clip(seed) for seed in tqdm(range(FIRST_SEED, FIRST_SEED + CLIPS), "clips", leave=False)]
+    truth = np.array([LABELS.index(clip.label) for clip in clips])
+    scores, shares = {}, np.zeros(0)
+    for some in subsets:
+        name = "+".join(specs[i].name for i in some) or "none"
+        shares = told(model, specs, clips, set(some), name)
+        scores[name] = round(float(np.mean(label_of(shares, rule) == truth)), 4)
+    said = label_of(shares, rule)
+    fused, right, late_s = scores.pop("+".join(spec.name for spec in specs)), said == truth, list[float]()
+    spotter = Spotter(names, rule)
+    for clip, share in zip(clips, shares):
+        told_s = [at for at, one in zip(ENDS_S, share) if (e := spotter.take(0, one)) and e.label == clip.label]
+        late_s += [at - clip.onset_s for at in told_s if at > clip.onset_s][:1]
     return {
         "clips": CLIPS, "fused": fused, **scores,
-        "told_after_s": {f"p{p}": round(float(np.percentile(late_s, p)), 3) for p in (50, 95)},
-        "told": len(late_s), "quiet_clips": silent, "quiet_clips_with_an_event": false,
-        "by_class": {label: round(float(np.mean(values)), 4) if values else None for label, values in classes.items()},
+        "told_after_s": {f"p{p}": round(float(np.percentile(late_s, p)), 3) for p in (50, 95)} if late_s else None,
+        "told": len(late_s), "quiet_clips": int((truth == quiet).sum()),
+        "quiet_clips_with_an_event": int((said != quiet)[truth == quiet].sum()),
+        "by_class": {
+            label: round(float(right[truth == i].mean()), 4) if (truth == i).any() else None
+            for i, label in enumerate(LABELS)
+        },
     }  # fmt: skip
 
 
-def told(model: Any, specs: Sequence[StreamSpec], frames: np.ndarray, sound: np.ndarray, there: set[int]) -> np.ndarray:
-    """(FRAMES, labels): each label's share at each frame, by the graphs as on a robot; `there`: which streams are."""
+def label_of(shares: np.ndarray, rule: EventsSpec) -> np.ndarray:
+    """What clips are, (n, FRAMES, labels) -> (n,): the event that was surest at any frame, by the mean of as many as
+    the rule says, if it was sure enough."""
+    total = np.cumsum(np.pad(shares, ((0, 0), (1, 0), (0, 0))), 1)
+    mean = (total[:, rule.ticks :] - total[:, : -rule.ticks]) / rule.ticks
+    mean = mean[:, max(0, round(SETTLED_S * FRAME_HZ) - rule.ticks + 1) :]
+    events = np.array([i for i, label in enumerate(LABELS) if label not in rule.quiet])
+    peak = mean.max(1)[:, events]
+    return np.where(peak.max(1) >= rule.sure, events[peak.argmax(1)], LABELS.index(QUIET))
+
+
+def told(model: Any, specs: Sequence[StreamSpec], clips: Sequence[Clip], there: set[int], name: str) -> np.ndarray:
+    """(clips, FRAMES, labels): each label's share at each frame, by the graphs as on a robot; `there`: which streams
+    are. One clip comes after the other, without a reset."""
     camera, audio = specs
     window, shares = round(audio.window_ms * audio.sample_rate_hz / 1e3), []
-    padded = np.concatenate([np.zeros((window, sound.shape[1]), np.int16), sound])
-    mask = np.array([i in there for i in range(2)], np.float32)
-    for k, (frame, end) in enumerate(zip(frames, ends())):
-        fresh = {}
-        if 0 in there:
-            fresh[camera.name] = Fresh(preprocess.fitted(camera, frame), 1 / FRAME_HZ, k == 0)
-        if 1 in there:
-            mel = preprocess.log_mel(padded[end : end + window], None, audio)
-            fresh[audio.name] = Fresh(mel, 1 / FRAME_HZ, k == 0)
-        inputs = ModelInputs(fresh, mask, np.zeros(2, np.float32), 1 / FRAME_HZ, k == 0)
-        shares.append(model.step(inputs).values["values"][0].copy())
-    return np.stack(shares)
+    mask, before = np.array([i in there for i in range(2)], np.float32), np.zeros((window, audio.channels), np.int16)
+    model.reset()
+    for clip in tqdm(clips, name, leave=False):
+        all_of_it = np.concatenate([before, clip.sound])
+        for frame, end in zip(clip.frames, ends()):
+            fresh = {}
+            if 0 in there:
+                fresh[camera.name] = Fresh(preprocess.fitted(camera, frame), 1 / FRAME_HZ, False)
+            if 1 in there:
+                mel = preprocess.log_mel(all_of_it[end : end + window], None, audio)
+                fresh[audio.name] = Fresh(mel, 1 / FRAME_HZ, False)
+            inputs = ModelInputs(fresh, mask, np.zeros(2, np.float32), 1 / FRAME_HZ, False)
+            shares.append(model.step(inputs).values["values"][0].copy())
+        before = clip.sound[-window:]
+    return np.stack(shares).reshape(len(clips), FRAMES, -1)

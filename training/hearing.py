@@ -4,9 +4,10 @@
     python -m training.train sounds --data FOLDER               # a dog, rain, a chainsaw ...
     python -m training.evaluate words --data FOLDER --json
 
-A sound goes by in windows of a second, one each tick; what is said of it is the mean over the ticks. As on a robot, the
-model comes to it from what it heard before, and a word need not be in the middle of its window. Every time a sound is
-heard it is another one: louder, earlier, faster, by another voice and another microphone, in white noise.
+A sound goes by in windows of a second, one each tick; what is said of it is the mean over some ticks. As on a robot,
+the model comes to it from what it heard before, and a word need not be in the middle of its window; if less than half
+of it is in there, nothing was said. Every time a sound is heard it is another one: louder, earlier, faster, by another
+voice and another microphone, in white noise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -27,14 +28,17 @@ from mm_edge import preprocess
 from mm_edge.bundle import Bundle
 from mm_edge.engine import load
 from mm_edge.engine.part import Fresh, ModelInputs
-from mm_edge.types import StreamSpec
+from mm_edge.events import Spotter
+from mm_edge.manifest import EventsSpec
+from mm_edge.types import NS, StreamSpec
+from training import supervised
 from training.batches import Batch, regular_batch, regular_steps
 from training.models import ModelResult, MultiModalFusionNetwork
 from training.nets import log_mel
 from training.protocols import add_noise
 from training.real_data import read_sounds, read_words
 from training.recipe import Recipe
-from training.supervised import build_model, rate_loss, words
+from training.supervised import rate_loss, words
 from training.voices import another_voice, faster
 
 __all__ = ["build_model", "evaluate", "loss", "supply", "words"]
@@ -43,10 +47,14 @@ RATE_HZ = 16000
 INT16 = 32767.0
 SNRS_DB = (None, 20.0, 10.0, 0.0, -5.0)  # of the evaluation; None: as recorded
 GAIN_DB = (-12.0, 12.0)
-LATE_S = 0.25  # by how much a word may be off the middle of its window, of which one begins every half second
+LATE_S = 0.25  # by how much a word may be off the middle of its window
+CUT_S = (0.5, 0.9)  # or so much, and then it is as good as not there
+CUT = 0.5  # of the windows in which nothing is said have the rest of a word
 ANEW = 0.2  # of the sounds are heard from rest, the others after another one
+PAUSE_S = (0.3, 1.5)  # between what is said in a stream
+LATE_TICKS = 4  # after a clip ended, in which "stop" may still be told
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-TERMS = {"rates": 1.0}
+TERMS = {"rates": 1.0, "features": 1.0}
 
 
 class Clip(NamedTuple):
@@ -68,6 +76,15 @@ def held_out(group: str, rule: Any) -> bool:
     return zlib.crc32(group.encode()) % 1000 < 1000 * rule
 
 
+def build_model(recipe: Recipe) -> MultiModalFusionNetwork:
+    """With a head on what the net hears, before the spikes: it learns from few voices what to listen for long before
+    gradients that come through spikes would tell it."""
+    model = supervised.build_model(recipe)
+    for name, encoder in model.encoders.items():
+        model.aux[name] = nn.Linear(encoder.config.encoder_dim or encoder.net.features, model.output_dim)
+    return model
+
+
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Sounds:
     return Sounds(recipe)
 
@@ -79,10 +96,17 @@ def loss(
     said = out.output.mean(1)
     wrong = F.cross_entropy(out.output.flatten(0, 1), label.repeat_interleave(out.output.shape[1]), label_smoothing=0.1)
     wrong = wrong + F.cross_entropy(said, label, label_smoothing=0.1)
+    heard = torch.stack(
+        [
+            F.cross_entropy(model.aux[name](features), label[batch.steps[name].where[:, 0]], label_smoothing=0.1)
+            for name, features in out.features.items()
+        ]
+    ).mean()
     rates, spread = rate_loss(batch, out)
     right = (said.argmax(-1) == label).float().mean()
     weights = {**TERMS, **recipe.train.weights}
-    return wrong + weights["rates"] * spread, {"wrong": wrong, "right": right, **rates}
+    total = wrong + weights["rates"] * spread + weights["features"] * heard
+    return total, {"wrong": wrong, "right": right, "features": heard, **rates}
 
 
 class Sounds:
@@ -107,27 +131,32 @@ class Sounds:
         self.steps_an_epoch = max(1, sum(map(len, self._clips)) // self._lanes)
 
     def next(self) -> Batch:
-        rng, n, ticks = self._rng, self._lanes, self._recipe.train.ticks
+        rng, n, ticks, period_s = self._rng, self._lanes, self._recipe.train.ticks, self._recipe.tick["period_ms"] / 1e3
         label = rng.integers(len(self._classes), size=n)
-        length = samples_of(self._spec, ticks)
-        sounds = np.stack(
-            [self._heard(self._clips[i][rng.integers(len(self._clips[i]))], length) for i in label.tolist()]
-        )
-        x = windows(sounds, self._spec, ticks)
+        length = samples_of(self._spec, ticks, period_s)
+        sounds = np.stack([self._heard(*self._chosen(i), length) for i in label.tolist()])
+        x = windows(sounds, self._spec, ticks, period_s)
         mel = another_voice(x.flatten(0, 1).numpy(), rng, tract=0.2, microphone=0.3)
         x = torch.from_numpy(mel).unflatten(0, (n, ticks))
-        dt = torch.full((n, ticks, 1), self._recipe.tick["period_ms"] / 1e3)
-        steps = {self._spec.name: regular_steps(x, dt, ticks, float(dt[0, 0]))}
+        dt = torch.full((n, ticks, 1), period_s)
+        steps = {self._spec.name: regular_steps(x, dt, ticks, period_s)}
         labels = {"label": torch.from_numpy(label)[:, None].expand(-1, ticks).contiguous()}
         batch = regular_batch(steps, torch.ones(n, ticks, 1), dt, labels)
         return replace(batch, start=torch.from_numpy(rng.random(n) < ANEW))
 
-    def _heard(self, clip: Clip, length: int) -> np.ndarray:
+    def _chosen(self, label: int) -> tuple[Clip, float]:
+        """A sound of that class, and by how many seconds it is late."""
+        rng, late_s = self._rng, self._rng.uniform(-LATE_S, LATE_S)
+        if self._classes[label] == "silence" and rng.random() < CUT:
+            label, late_s = rng.integers(len(self._classes)), rng.choice([-1, 1]) * rng.uniform(*CUT_S)
+        return self._clips[label][rng.integers(len(self._clips[label]))], late_s
+
+    def _heard(self, clip: Clip, late_s: float, length: int) -> np.ndarray:
         """float32 (length,): another take of it."""
         rng = self._rng
         samples = faster(clip.samples, float(np.exp(rng.uniform(-0.2, 0.2))))
         if self._recipe.task == "words":
-            samples = placed(samples, length, lateness(rng))
+            samples = placed(samples, length, round(late_s * RATE_HZ))
         else:  # from anywhere on, but all of it: many are short, with nothing behind them
             samples = placed(np.roll(samples, rng.integers(len(samples))), length, 0)
         if self._quiet and rng.random() < 0.5:  # somewhere else
@@ -144,11 +173,6 @@ class Sounds:
         self._rng.bit_generator.state = state["rng"]
 
 
-def lateness(rng: np.random.Generator) -> int:
-    """By how many samples a word is off the middle of its window."""
-    return int(rng.integers(-LATE_S * RATE_HZ, LATE_S * RATE_HZ + 1))
-
-
 def placed(samples: np.ndarray, length: int, late: int) -> np.ndarray:
     """float32 (length,): a sound's middle in the middle, or `late`; silence where it is not."""
     out = np.zeros(length, np.float32)
@@ -159,17 +183,16 @@ def placed(samples: np.ndarray, length: int, late: int) -> np.ndarray:
     return out
 
 
-def samples_of(spec: StreamSpec, ticks: int) -> int:
-    """As many as `ticks` windows need, each half a window after the one before."""
-    window = round(spec.window_ms * spec.sample_rate_hz / 1e3)
-    return window + (ticks - 1) * window // 2
+def samples_of(spec: StreamSpec, ticks: int, period_s: float) -> int:
+    """As many as the windows of so many ticks need."""
+    return round(spec.window_ms * spec.sample_rate_hz / 1e3) + round((ticks - 1) * period_s * spec.sample_rate_hz)
 
 
-def windows(sounds: np.ndarray, spec: StreamSpec, ticks: int) -> Tensor:
+def windows(sounds: np.ndarray, spec: StreamSpec, ticks: int, period_s: float) -> Tensor:
     """float (n, samples) in [-1, 1] -> log-mel (n, ticks, *spec.shape), normalised."""
-    window = round(spec.window_ms * spec.sample_rate_hz / 1e3)
+    window, hop = round(spec.window_ms * spec.sample_rate_hz / 1e3), round(period_s * spec.sample_rate_hz)
     heard = torch.from_numpy(np.clip(np.rint(sounds * INT16), -32768, 32767).astype(np.float32))
-    cut = torch.stack([heard[:, t * window // 2 :][:, :window] for t in range(ticks)], 1)
+    cut = torch.stack([heard[:, t * hop :][:, :window] for t in range(ticks)], 1)
     mel = log_mel(cut.flatten(0, 1)[:, None], spec.shape, spec.sample_rate_hz)
     mel[:, 0] = (mel[:, 0] - spec.mean[0]) / spec.std[0]
     return mel.unflatten(0, (len(sounds), ticks))
@@ -178,60 +201,113 @@ def windows(sounds: np.ndarray, spec: StreamSpec, ticks: int) -> Tensor:
 def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any]:
     """Shares told right of all sounds in the folder, or of the speakers or folds in `only`, as recorded and in white
     noise, which is so much below each sound itself, and so quiet where the sound is silence; the same of those never
-    learned from, by the rule in the manifest; of words also how often "stop" was missed, and heard where it was not
-    said, by threshold. One sound is heard after the other, without a reset. Clips of silence are cut out of the same
-    few recordings, be they learned from or not."""
+    learned from, by the rule in the manifest. One sound is heard after the other, without a reset. Clips of silence are
+    cut out of the same few recordings, be they learned from or not. Of words also how "stop" is told in a stream of
+    what the unheard speakers say, see `stream`."""
     clips = [clip for clip in read(bundle.task, folder) if not only or clip.group in only]
     if unknown := set(only) - {clip.group for clip in clips}:
         raise ValueError(f"{folder}: no such speakers or folds: {sorted(unknown)}")
-    spec, names = bundle.streams[0], list(bundle.outputs.values.names)
+    names = list(bundle.outputs.values.names)
+    if bundle.outputs.values.events is None:
+        raise ValueError(f"{bundle.path}: expected a bundle that tells events, got one without outputs.values.events")
     if strange := sorted({clip.label for clip in clips} - set(names)):
         raise ValueError(f"{folder}: expected sounds of {names}, got some of {strange}")
     # In any order: in the archive those of a class are in a row, and what came before would tell what comes.
-    mixed = np.random.default_rng(0)
-    clips = [clips[i] for i in mixed.permutation(len(clips))]
-    off = [lateness(mixed) if bundle.task == "words" else 0 for _ in clips]
-    model, period_s, ticks = load(bundle, "auto"), bundle.tick.period_ms / 1e3, bundle.training["ticks"]
-    rule = bundle.training.get("data", {}).get("held_out", [])
+    clips = [clips[i] for i in np.random.default_rng(0).permutation(len(clips))]
+    model, ear = load(bundle, "auto"), Ear(bundle)
+    rule = bundle.training["data"]["held_out"]
     apart = np.array([held_out(clip.group, rule) for clip in clips])
     truth = np.array([names.index(clip.label) for clip in clips])
-    table: dict[str, Any] = {}
+    groups = {clip.group for clip, one in zip(clips, apart) if one}
+    table: dict[str, Any] = {"clips": len(clips), "unheard": int(apart.sum()), "unheard_groups": len(groups)}
     for snr_db in SNRS_DB:
-        rng, said = np.random.default_rng(0), []
+        rng, name = np.random.default_rng(0), "clean" if snr_db is None else f"{snr_db:g} dB"
         model.reset()
-        name = "clean" if snr_db is None else f"{snr_db:g} dB"
-        for clip, by in zip(tqdm(clips, name, leave=False), off):
-            sound = placed(clip.samples, samples_of(spec, ticks), by)
+        said = []
+        for clip in tqdm(clips, name, leave=False):
+            sound = placed(clip.samples, ear.samples, 0)
             if snr_db is not None:
-                sound = add_noise(sound, snr_db, rng)
-            said.append(_told(model, spec, sound, ticks, period_s))
-        shares = np.array(said)
-        right = shares.argmax(1) == truth
+                sound = sound + noise(len(sound), power(clip.samples), snr_db, rng)
+            said.append(ear.shares(model, sound, ear.ticks).mean(0))
+        right = np.argmax(said, 1) == truth
         row: dict[str, Any] = {"all": _mean(right), "unheard": _mean(right[apart])}
         row["by_class"] = {label: _mean(right[apart & (truth == i)]) for i, label in enumerate(names)}
-        if "stop" in names:
-            row["stop"] = _curve(shares[:, names.index("stop")][apart], (truth == names.index("stop"))[apart])
         table[name] = row
-    groups = {clip.group for clip, one in zip(clips, apart) if one}
-    return {"clips": len(clips), "unheard": int(apart.sum()), "unheard_groups": len(groups), **table}
+    if bundle.task == "words":
+        strangers = [clip for clip, one in zip(clips, apart) if one] or clips
+        table["stop"] = {
+            "clean" if snr_db is None else f"{snr_db:g} dB": stop_curve(bundle, model, strangers, snr_db)
+            for snr_db in SNRS_DB
+        }
+    return table
 
 
-def _told(model: Any, spec: StreamSpec, sound: np.ndarray, ticks: int, period_s: float) -> np.ndarray:
-    """The mean over ticks of each class's share, by the graphs as on a robot."""
-    window = round(spec.window_ms * spec.sample_rate_hz / 1e3)
-    heard = np.clip(np.rint(sound * INT16), -32768, 32767).astype(np.int16)
-    shares, one, zero = [], np.ones(1, np.float32), np.zeros(1, np.float32)
-    for tick in range(ticks):
-        chunk = heard[tick * window // 2 :][:window]
-        fresh = {spec.name: Fresh(preprocess.log_mel(chunk[:, None], None, spec), period_s, False)}
-        shares.append(model.step(ModelInputs(fresh, one, zero, period_s, False)).values["values"][0])
-    return np.mean(shares, axis=0)
+class Ear:
+    """How a bundle hears a sound: its windows and ticks."""
+
+    def __init__(self, bundle: Bundle):
+        self.spec, self.period_s = bundle.streams[0], bundle.tick.period_ms / 1e3
+        self.ticks = bundle.training["data"]["windows"]  # whose mean tells what a clip is
+        self.samples = samples_of(self.spec, self.ticks, self.period_s)
+        self.window = round(self.spec.window_ms * self.spec.sample_rate_hz / 1e3)
+        self.hop = round(self.period_s * self.spec.sample_rate_hz)
+
+    def shares(self, model: Any, sound: np.ndarray, ticks: int) -> np.ndarray:
+        """(ticks, classes): each class's share at each tick, by the graphs as on a robot."""
+        heard = np.clip(np.rint(sound * INT16), -32768, 32767).astype(np.int16)
+        shares, one, zero = [], np.ones(1, np.float32), np.zeros(1, np.float32)
+        for tick in range(ticks):
+            chunk = heard[tick * self.hop :][: self.window]
+            fresh = {self.spec.name: Fresh(preprocess.log_mel(chunk[:, None], None, self.spec), self.period_s, False)}
+            shares.append(model.step(ModelInputs(fresh, one, zero, self.period_s, False)).values["values"][0])
+        return np.array(shares)
 
 
-def _curve(score: np.ndarray, stop: np.ndarray) -> list[dict[str, float]]:
-    return [
-        {"threshold": t, "missed": _mean(score[stop] < t), "false": _mean(score[~stop] >= t)} for t in THRESHOLDS
-    ]  # fmt: skip
+def stop_curve(bundle: Bundle, model: Any, clips: Sequence[Clip], snr_db: float | None) -> dict[str, Any]:
+    """All clips in one stream, with pauses in what is to be heard of silence, in steady noise so much below the words'
+    mean power. How often "stop" was missed, and how often an hour it was heard where nobody said it, by the share from
+    which it counts: a stop that is told from the word's begin until half a second after its clip is one that was."""
+    rng, ear = np.random.default_rng(0), Ear(bundle)
+    said = [clip for clip in clips if clip.label != "silence"]
+    room = [clip.samples for clip in clips if clip.label == "silence"] or [np.zeros(RATE_HZ, np.float32)]
+    parts, at = [np.zeros(ear.window, np.float32)], ear.window
+    stops = []  # first and last sample of each
+    for clip in said:
+        pause = np.resize(room[rng.integers(len(room))], round(rng.uniform(*PAUSE_S) * RATE_HZ))
+        if clip.label == "stop":
+            stops.append((at + len(pause), at + len(pause) + len(clip.samples)))
+        parts += [pause, clip.samples]
+        at += len(pause) + len(clip.samples)
+    parts.append(np.zeros(ear.window, np.float32))
+    sound = np.concatenate(parts)
+    if snr_db is not None:
+        sound = sound + noise(len(sound), float(np.mean([power(clip.samples) for clip in said])), snr_db, rng)
+    model.reset()
+    ticks = (len(sound) - ear.window) // ear.hop + 1
+    shares = ear.shares(model, sound, ticks)
+    spans = (np.array(stops).reshape(-1, 2) - ear.window) / ear.hop  # in ticks
+    curve = []
+    for sure in THRESHOLDS:
+        spec = EventsSpec(bundle.outputs.values.events.quiet, sure, bundle.outputs.values.events.ticks)
+        spotter, told = Spotter(bundle.outputs.values.names, spec), list[int]()
+        for tick, share in enumerate(shares):
+            event = spotter.take(round(tick * ear.period_s * NS), share)
+            if event is not None and event.label == "stop":
+                told.append(tick)
+        heard = [any(a <= t <= b + LATE_TICKS for t in told) for a, b in spans]
+        false = sum(not any(a <= t <= b + LATE_TICKS for a, b in spans) for t in told)
+        hours = ticks * ear.period_s / 3600
+        curve.append({"sure": sure, "missed": _mean(~np.array(heard)), "false_an_hour": round(false / hours, 2)})
+    return {"stops": len(stops), "hours": round(ticks * ear.period_s / 3600, 5), "curve": curve}
+
+
+def power(samples: np.ndarray) -> float:
+    return float(np.mean(np.square(samples, dtype=np.float64)))
+
+
+def noise(n: int, below: float, snr_db: float, rng: np.random.Generator) -> np.ndarray:
+    """float32 (n,): white, so much below a power."""
+    return rng.standard_normal(n, np.float32) * np.float32(np.sqrt(below / 10 ** (snr_db / 10)))
 
 
 def _mean(values: np.ndarray) -> float | None:

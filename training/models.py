@@ -183,6 +183,7 @@ class ModelResult(NamedTuple):
     grids: dict[str, Tensor]  # (N, dim, rows, cols), what was seen whatever the command
     gates: Tensor  # (B, T, M)
     attention: Tensor  # (B, T, heads, M + 1, M + 1), the last: the null token
+    features: dict[str, Tensor]  # (N, features), of each of the batch's samples, before the spikes
 
 
 class FusionResult(NamedTuple):
@@ -383,6 +384,7 @@ class MultiModalFusionNetwork(nn.Module):
         all_spikes: dict[str, Tensor] = {}
         scores: dict[str, Tensor] = {}
         grids: dict[str, Tensor] = {}
+        all_features: dict[str, Tensor] = {}
         encoders, held = dict(state.encoders), dict(state.held)
         text_tokens = None
         for name in self.text_first:
@@ -390,6 +392,7 @@ class MultiModalFusionNetwork(nn.Module):
             lane, slot = steps.where.T
             asked = text_tokens[lane, steps.text_at] if encoder.asks and text_tokens is not None else None
             features, looked, grid = encoder.features(steps.x, asked)
+            all_features[name] = features.float()
             if looked is not None and grid is not None:
                 scores[name], grids[name] = looked, grid
             padded = steps.dt.new_zeros(*steps.dt.shape[:2], features.shape[-1]).index_put(
@@ -412,7 +415,7 @@ class MultiModalFusionNetwork(nn.Module):
             raw = self.head(hidden)
         result = ModelResult(
             self.act(raw), raw, tokens, by_step, all_spikes, scores, grids, gates.view(*shape, -1),
-            attention.view(*shape, *attention.shape[1:]),
+            attention.view(*shape, *attention.shape[1:]), all_features,
         )  # fmt: skip
         return result, ModelState(encoders, held, h)
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,9 +57,9 @@ class ModalityConfig:
             current is added; tau_s, if given: the membrane's time constant, and it leaks toward the current.
         backbone: the liquid cell: "cfc" or "ltc"; or what it is compared with: "gru", "gru_dt" (which is told the time
             between samples), "ncps" (that package's CfC) or "none" (no memory).
-        preprocessing: vision: "simple", "resnet", "efficient" or "asked" (steered by the text); video: "conv3d" or
-            "frames"; sound: "conv1d", "conv2d" or "resnet"; text: "bag" (of words) or "sequence" (their order counts);
-            custom: what makes the net, called with this config.
+        preprocessing: vision: "simple", "resnet", "efficient" or "asked" (steered by the text); video: "conv3d",
+            "frames" or "early"; sound: "conv1d", "conv2d" or "resnet"; text: "bag" (of words) or "sequence" (their
+            order counts); custom: what makes the net, called with this config.
         vocabulary: words of a text, padding not counted. sample_rate_hz: of sound, if waveforms are to be taken: float
             within [-1, 1], as torchaudio and soundfile give them, or int16.
         period_s: nominal time between samples; None: the model's tick.
@@ -146,7 +147,7 @@ def build_net(config: ModalityConfig, text_units: int = 0) -> nn.Module:
 # input_dim, and what preprocessing there is; the first is the default.
 _KNOWN: dict[ModalityType, tuple[tuple[str | int, ...], tuple[str, ...]]] = {
     ModalityType.VISION: (("channels", "height", "width"), ("simple", "resnet", "efficient", "asked")),
-    ModalityType.VIDEO: (("frames", "channels", "height", "width"), ("conv3d", "frames")),
+    ModalityType.VIDEO: (("frames", "channels", "height", "width"), ("conv3d", "frames", "early")),
     ModalityType.AUDIO: (("channels + 1", "bands", "hops"), ("conv1d", "conv2d", "resnet")),
     ModalityType.TEXT: (("tokens",), ("bag", "sequence")),
     ModalityType.SENSOR: (("n",), ("mlp",)),
@@ -265,12 +266,14 @@ class _Mean(nn.Module):
 
 
 class _Residual(nn.Module):
-    def __init__(self, before: int, after: int):
+    def __init__(self, before: int, after: int, stride: int = 2):
         super().__init__()
         self.body = nn.Sequential(
-            _strided(before, after), nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+            _strided(before, after, stride=stride), nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
         )
-        self.skip = nn.Sequential(nn.Conv2d(before, after, 1, 2, bias=False), nn.BatchNorm2d(after))
+        self.skip: nn.Module = nn.Identity()
+        if (before, stride) != (after, 1):
+            self.skip = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.skip(x))
@@ -296,13 +299,18 @@ class _Inverted(nn.Module):
 
 class VideoNet(nn.Module):
     """Clips (N, frames, 3, h, w) float, or uint8 (N, frames, h, w, 3) -> features. "conv3d": convolutions over time and
-    space, averaged. "frames": each frame on its own through a VisionNet, then a convolution over time, averaged."""
+    space, averaged. "frames": each frame on its own through a VisionNet, then a convolution over time, averaged.
+    "early": all frames as channels of one picture (early fusion, Karpathy et al. 2014), which is fast."""
 
     def __init__(self, shape: Sequence[int], how: str):
         super().__init__()
         frames, channels, height, width = shape
         self.frames = VisionNet(shape[1:], "resnet") if how == "frames" else None
         self.features = 128
+        self.picture = VisionNet((frames * channels, height, width), "simple") if how == "early" else None
+        if self.picture is not None:
+            self.features = self.picture.features
+            return
         if self.frames is not None:
             self.over_time = nn.Sequential(nn.Conv1d(self.frames.features, self.features, 3, 1, 1), nn.ReLU())
             return
@@ -317,6 +325,8 @@ class VideoNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, frames = x.shape[:2]
         images = centred(x.flatten(0, 1))
+        if self.picture is not None:
+            return self.picture(images.reshape(n, -1, *images.shape[-2:]))
         if self.frames is not None:
             return self.over_time(self.frames(images).view(n, frames, -1).transpose(1, 2)).mean(-1)
         return self.layers(images.view(n, frames, *images.shape[1:]).transpose(1, 2)).mean((-3, -2, -1))
@@ -361,14 +371,23 @@ class SequenceNet(nn.Module):
 class AudioNet(nn.Module):
     """Log-mel (N, channels + 1, bands, hops) as mm_edge.preprocess.log_mel makes it, or waveforms (N, channels,
     samples), float within [-1, 1] or int16, from which it is made here -> features. "conv1d": convolution over time.
-    "conv2d" and "resnet": over time and frequency, as over a picture: of words and sounds, which may be higher or
-    lower."""
+    "conv2d": over time and frequency, as over a picture. "resnet": residual, too, and averaged over all of it (Tang &
+    Lin 2018): of words and sounds, which may come sooner or later, higher or lower."""
+
+    STEM = 24
 
     def __init__(self, shape: Sequence[int], sample_rate_hz: int, how: str, hidden: int = 48):
         super().__init__()
         self.shape, self.sample_rate_hz = tuple(shape), sample_rate_hz
-        if how in ("conv2d", "resnet"):
-            picture = VisionNet(shape, "simple" if how == "conv2d" else how)
+        if how == "resnet":
+            widths = [self.STEM * k for k in (1, 1, 1, 2, 2, 4, 4)]
+            blocks = [_Residual(before, after, 1 + (before < after)) for before, after in pairwise(widths)]
+            self.features = widths[-1]
+            # Means differ little from sound to sound: spikes must hear by how much.
+            end = (nn.Dropout2d(0.1), _Mean(), nn.BatchNorm1d(self.features))
+            self.conv = nn.Sequential(_strided(shape[0], self.STEM, kernel=5), *blocks, *end)
+        elif how == "conv2d":
+            picture = VisionNet(shape, "simple")
             self.conv, self.features = picture.layers, picture.features
         else:
             sequence = SequenceNet(shape[0] * shape[1], shape[2], hidden)

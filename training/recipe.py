@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -155,6 +157,10 @@ def _fit(value: Any, kind: Any, where: str) -> Any:
     """A field's value, if it is of its kind; lists as tuples."""
     if dataclasses.is_dataclass(kind):
         return make(kind, value, where)
+    if inspect.isclass(kind) and issubclass(kind, Enum) and isinstance(value, str):
+        if value not in (known := [each.value for each in kind]):
+            raise ValueError(f"{where}: expected one of {known}, got {value!r}")
+        return kind(value)
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     types = {get_origin(kind) or kind for kind in kinds}
     if types == {str} and value is False:

@@ -54,7 +54,7 @@ class TorchPipeline:
     def reset(self) -> None:
         tick = self.recipe.tick
         self._aligner = Aligner(self.recipe.streams, tick["period_ms"] / 1e3, self.recipe.max_gap_ms)
-        self._rule = TickRule(tick["anchor"], tick["max_period_ms"])
+        self._rule = TickRule(tick["anchor"], tick["max_period_ms"], tick.get("min_period_ms", 0.0))
         self._state = self.model.zero_state(1)
         self._previous = [0.0] * len(self._limits.names)
 

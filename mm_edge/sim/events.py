@@ -3,8 +3,9 @@
     clip = make_clip(seed)      # clip.frames, clip.sound, clip.label, clip.onset_s, clip.direction_rad
 
 MuJoCo moves what is seen; its contacts make what is heard: each impulse strikes the body's modes, whose pitch goes by
-its size and whose ring by its material. All look alike whatever they are made of: what it is made of can only be heard,
-and whether it is in view only be seen. Somewhere else a machine may hum, or someone speak.
+its size and whose ring by its material. All look alike whatever they are made of: what it is made of can only be heard.
+What is out of view is behind the robot, and sounds as if it were in front of it, as far to the side: two ears cannot
+tell, and whether it is in view can only be seen. Somewhere else a machine may hum, or someone speak.
 """
 
 from __future__ import annotations
@@ -28,17 +29,19 @@ UNSEEN, QUIET = "out of view", "quiet"
 LABELS = (*(f"{material} {motion}" for motion in MOTIONS for material in MATERIALS), UNSEEN, QUIET)
 KINDS = (*LABELS[:9], UNSEEN, UNSEEN, QUIET)  # as often as each is drawn
 
-FRAMES, FRAME_HZ, HEIGHT, WIDTH = 16, 8, 48, 64
+FRAMES, FRAME_HZ, HEIGHT, WIDTH = 24, 8, 48, 64
 SAMPLE_RATE_HZ = 16000
 DURATION_S = FRAMES / FRAME_HZ
 STEP_S = 0.001
 RING_S = 0.6
+HEARD = 0.02  # of a sound's peak: what is softer counts as nothing
 # Of each material: pitch (Hz) of a body 10 cm wide, what its overtones are of that, and how fast they die (1/s).
 MODES = {
     "wood": (420.0, (1.0, 2.6, 4.9), (55.0, 90.0, 140.0)),
     "metal": (900.0, (1.0, 1.7, 2.8, 4.2, 5.9), (6.0, 8.0, 10.0, 14.0, 20.0)),
     "glass": (1900.0, (1.0, 1.5, 2.3, 3.3), (28.0, 34.0, 45.0, 60.0)),
 }
+BLOCK = '<geom type="box" size=".12 .04 .3" pos="{x:.3f} {y:.3f} .3" rgba=".5 .45 .4 1"/>'
 BOUNCE = {"wood": -60.0, "metal": -25.0, "glass": -35.0}  # damping of contacts: less of it bounces more
 
 
@@ -49,8 +52,12 @@ class Clip(NamedTuple):
     sound: np.ndarray  # int16 (n, 2), at SAMPLE_RATE_HZ
     label: str  # one of LABELS
     onset_s: float  # of the sound; of a quiet clip its end
+    end_s: float  # of the sound
     direction_rad: float  # where the sound came from, left positive
     noises: tuple[str, ...]  # what else was to be heard
+    motion: str  # what moved in view, one of MOTIONS, "" if nothing did; since when:
+    begins_s: float
+    sound_of: str  # material and motion of what was heard, "" if nothing was
 
 
 def make_clip(seed: int) -> Clip:
@@ -61,8 +68,9 @@ def make_clip(seed: int) -> Clip:
     if label not in (UNSEEN, QUIET):
         material, motion = label.split()
     seen, silent = label != UNSEEN, label == QUIET
-    away = rng.uniform(0.7, 1.5)
-    direction = rng.uniform(-0.5, 0.5) if seen else rng.choice([-1, 1]) * rng.uniform(1.65, 2.6)
+    away = rng.uniform(0.6, 1.2)
+    direction = rng.uniform(-0.5, 0.5)
+    direction = direction if seen else math.copysign(math.pi, direction) - direction
     moves = bool(not silent or rng.random() < 0.5)  # what is soft makes no sound
     scene = _Scene(rng, motion, material, away, direction, moves)
     frames, struck = scene.run(rng)
@@ -76,11 +84,14 @@ def make_clip(seed: int) -> Clip:
         noises.append("speech")
         sound += _ears(_speech(rng, len(heard)), rng.uniform(-math.pi, math.pi), rng.uniform(1.5, 3))
     sound += rng.normal(0, rng.uniform(0.001, 0.004), sound.shape)
-    begun = np.flatnonzero(np.abs(heard) > 0.02 * max(np.abs(heard).max(), 1e-9))
-    onset_s = float(begun[0]) / SAMPLE_RATE_HZ if heard.any() else DURATION_S
+    loud = np.flatnonzero(np.abs(heard) > HEARD * max(np.abs(heard).max(), 1e-9))
+    onset_s, end_s = loud[[0, -1]] / SAMPLE_RATE_HZ if len(loud) else (DURATION_S, DURATION_S)
     if not silent and not heard.any():
         label = QUIET  # it missed what it was to hit
-    return Clip(frames, np.int16(np.clip(sound, -1, 1) * 32767), label, onset_s, float(direction), tuple(noises))
+    return Clip(
+        frames, np.int16(np.clip(sound, -1, 1) * 32767), label, float(onset_s), float(end_s), float(direction),
+        tuple(noises), motion if seen and moves else "", scene.begins_s, f"{material} {motion}" if heard.any() else "",
+    )  # fmt: skip
 
 
 class _Scene:
@@ -89,7 +100,7 @@ class _Scene:
     def __init__(
         self, rng: np.random.Generator, motion: str, material: str, away: float, direction: float, moves: bool
     ):
-        self.size_m = float(rng.uniform(0.06, 0.12))
+        self.size_m = float(rng.uniform(0.07, 0.14))
         x, y = away * math.cos(direction), away * math.sin(direction)
         side = float(rng.choice([-1, 1]))
         shape = "sphere" if motion == "rolls" else str(rng.choice(["box", "sphere", "cylinder"]))
@@ -106,8 +117,10 @@ class _Scene:
         else:  # it is thrown against a block that stands
             velocity = (0.0, side * float(rng.uniform(1.2, 2.0)), 0.6)
             start_z = 0.25
-            target = f'<geom type="box" size=".12 .04 .3" pos="{x:.3f} {y + side * 0.3:.3f} .3" rgba=".5 .45 .4 1"/>'
+            target = BLOCK.format(x=x, y=y + side * 0.3)
             y -= side * 0.25
+        if rng.random() < 0.5:  # one that nothing is thrown against
+            target += BLOCK.format(x=rng.uniform(1.5, 2.5), y=rng.uniform(-1, 1))
         others = "".join(
             f'<geom type="{kind}" size=".08 .08 .1" pos="{px:.3f} {py:.3f} .1" rgba="{g:.2f} {g:.2f} {g:.2f} 1"/>'
             for kind, px, py, g in (
@@ -161,7 +174,7 @@ class _Scene:
                     struck[at] += (now - before) * STEP_S
                 if now > 0:
                     speed = float(np.linalg.norm(data.qvel[:3]))
-                    struck[at : at + samples] += 2e-4 * speed * rng.normal(size=samples)
+                    struck[at : at + samples] += 1e-3 * speed * rng.normal(size=samples)
                 before = now
             if (step + 1) % every == 0:
                 frames.append(self._look(grain[len(frames)], light))

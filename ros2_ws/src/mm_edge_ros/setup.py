@@ -27,6 +27,7 @@ setup(
                 "edge_node",
                 "watchdog_node",
                 "caption_node",
+                "events_node",
                 "record_node",
                 "view_node",
                 "camera_node",

@@ -12,6 +12,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.subscription import Subscription
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from mm_edge.messages import DRIVEN, TWIST, twist_from_ros
@@ -58,6 +59,8 @@ class WatchdogNode(Node):
             self.create_subscription(TwistStamped, "cmd_vel_raw", self._on_action, RAW_QOS)
         else:  # Humble
             self.create_subscription(TwistStamped, "cmd_vel_raw", lambda msg: self._on_action(msg, {}), RAW_QOS)
+        # The model's commands, of whoever gives them, and as they are given: an old one has had its effect.
+        self.create_subscription(String, "command_text", self._on_command, RAW_QOS)
         self.create_service(Trigger, "~/reset", self._on_reset)
         # Wound up anew by each action that passes: it rings at the deadline, and goes on ringing while nothing passes.
         self._deadline = self.create_timer(deadline_ms / 1e3, self._on_deadline, clock=STEADY)
@@ -73,6 +76,11 @@ class WatchdogNode(Node):
             self._send(command)
             if self._watchdog.reason is None:
                 self._deadline.reset()
+        self._log()
+
+    def _on_command(self, msg: String) -> None:
+        if self._watchdog.told(msg.data):
+            self._send(STOP)
         self._log()
 
     def _on_deadline(self) -> None:

@@ -1,0 +1,146 @@
+"""Tells what happens, by ear or by ear and eye: events with when they began and where from; and of words that are
+spoken, commands."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+from mm_edge.bundle import SHIPPED_WORDS, Bundle
+from mm_edge.errors import BundleError, EdgeError
+from mm_edge.events import bearing_rad
+from mm_edge.health import Health
+from mm_edge.messages import output_to_json, to_ros
+from mm_edge.overlay import draw
+from mm_edge.pipeline import Pipeline
+from mm_edge.types import NS, Audio, Event, Output, Sample
+from mm_edge_ros.bundle_node import BundleNode, take_one_thread
+from mm_edge_ros.node import ERROR, EVENTS_QOS, LATCHED_QOS, OK, SENSOR_QOS, WARN, declare, run
+
+HEARD_S = 1.0  # of the sound that is kept, to tell where it came from
+SHOWN_S = 2.0  # for so long an event stands on the overlay
+
+
+class EventsNode(BundleNode):
+    """Active, it tells each event once.
+
+    A label may be a command: it is published as a text, and the watchdog takes "stop" without waiting for a model.
+    """
+
+    YIELDS = "an output"
+
+    def __init__(self):
+        super().__init__("events_node", SHIPPED_WORDS)
+        what = "label=text: what is published on command_text when it is told; without a text the last command before"
+        commands = declare(self, "commands", [""], what + " a stop, again; a single empty one: none")
+        self._commands = _commands(commands)
+        ears = "m, between two microphones, left and right, to tell where a sound comes from; 0: it is not told"
+        self._ears_m = declare(self, "ear_distance_m", 0.0, ears, 0.0, 10.0)
+        self._heard: deque[tuple[int, Audio]] = deque()  # stamps and chunks
+        self._last: Event | None = None
+        self._last_ns = 0
+        self._counts: Counter[str] = Counter()
+        self._command = ""  # the last that is no stop, whoever gave it
+
+        self._events = self.create_publisher(String, "events", EVENTS_QOS)
+        self._outputs = self.create_publisher(String, "events/output", 10)
+        self._overlay = self.create_publisher(Image, "events/overlay", SENSOR_QOS)
+        if self._commands:
+            self._orders = self.create_publisher(String, "command_text", LATCHED_QOS)
+            self.create_subscription(String, "command_text", self._on_command, LATCHED_QOS)
+        self._start()
+
+    def _open(self, bundle: Bundle, engine: str) -> Pipeline:
+        values = bundle.outputs.values
+        if values is None or values.events is None:
+            raise BundleError(f"{bundle.path}: expected a bundle that tells events (outputs.values.events), got none")
+        if unknown := sorted(self._commands.keys() - set(values.names)):
+            raise EdgeError(f"commands: expected labels among {list(values.names)}, got {unknown}")
+        self._shown = {spec.name for spec in bundle.streams if spec.kind == "image"}
+        return Pipeline(bundle, engine)
+
+    def _begin(self) -> None:
+        self._heard.clear()
+        self._last = None
+        super()._begin()
+
+    # ---- executor's thread
+
+    def _push(self, sample: Sample) -> bool:
+        if isinstance(sample.data, Audio) and self._ears_m and sample.data.samples.shape[1] == 2:
+            self._heard.append((sample.stamp_ns, sample.data))
+            while sample.stamp_ns - self._heard[0][0] > HEARD_S * NS:
+                self._heard.popleft()
+        return super()._push(sample)
+
+    def _on_command(self, msg: String) -> None:
+        if not set(msg.data.split()) <= {"stop"}:
+            self._command = msg.data
+
+    # ---- inference thread
+
+    def _ticked(self, output: Output, frame: Sample | None) -> None:
+        self._outputs.publish(String(data=output_to_json(output)))
+        for event in output.events:
+            self._last, self._last_ns = event, output.stamp_ns
+            self._counts[event.label] += 1
+            order = self._commands.get(event.label)
+            if order is not None and (text := order or self._command):
+                self._orders.publish(String(data=text))  # before all else: somebody may be in the way
+            bearing = self._bearing_rad(event.start_ns)
+            said = {"label": event.label, "score": round(event.score, 4), "start_ns": event.start_ns}
+            said |= {"stamp_ns": output.stamp_ns, "bearing_rad": None if bearing is None else round(bearing, 3)}
+            self._events.publish(String(data=json.dumps(said)))
+        if frame and self._overlay.get_subscription_count():
+            title = ""
+            if self._last and output.stamp_ns - self._last_ns < SHOWN_S * NS:
+                title = f"{self._last.label} {self._last.score:.2f}"
+            msg = Image()
+            to_ros("image", msg, output.stamp_ns, draw(frame.data, output, title), frame.stream)
+            self._overlay.publish(msg)
+
+    def _bearing_rad(self, start_ns: int) -> float | None:
+        """Of what was heard since half a second before an event was the likeliest."""
+        since_ns = start_ns - NS // 2
+        chunks = [chunk for stamp_ns, chunk in list(self._heard) if stamp_ns >= since_ns]
+        if not chunks:
+            return None
+        samples = np.concatenate([chunk.samples for chunk in chunks])
+        return bearing_rad(samples, chunks[-1].sample_rate_hz, self._ears_m)
+
+    # ---- diagnostics
+
+    def _model_status(self, health: Health, reasons: list[str], trouble: str) -> tuple[bytes, str, dict[str, Any]]:
+        age_s = (self.get_clock().now().nanoseconds - self._last_ns) / NS if self._last else math.inf
+        values = {"events": sum(self._counts.values()), **self._counts, "event_age_s": f"{age_s:.3f}"}
+        if trouble:
+            return ERROR, trouble, values
+        return WARN if reasons else OK, "; ".join(reasons) or "listening", values
+
+
+def _commands(given: Sequence[str]) -> dict[str, str]:
+    """Raises EdgeError for what is no label=text."""
+    commands = {}
+    for one in given:
+        label, equals, text = one.partition("=")
+        if one and not equals:
+            raise EdgeError(f"commands: expected label=text, got {one!r}")
+        if one:
+            commands[label.strip()] = text.strip()
+    return commands
+
+
+def main() -> None:
+    take_one_thread()
+    run(EventsNode)
+
+
+if __name__ == "__main__":
+    main()
