@@ -39,6 +39,7 @@ class View(NamedTuple):
     dt_s: float  # capture time since the stream's last step; the nominal period on the first
     reset: bool  # the model should start this stream's state anew before stepping
     frozen_s: float = 0.0  # for how long the data have been the same, once that is longer than frozen_ms
+    end: int = 0  # of sound: the number of the sample after the newest
 
 
 UNSEEN = View(None, None, 0, float("inf"), float("inf"), False, False, 0.0, False)
@@ -217,6 +218,7 @@ class Stream:
     """
 
     undrifts = False
+    _end: int | None = None  # of sound, the number of the sample after the newest
 
     def __init__(self, spec: StreamSpec, period_s: float, max_gap_ns: int, tolerance_ns: int, reanchor_after: int):
         self.spec = spec
@@ -278,7 +280,9 @@ class Stream:
                 self.drift.see(t_ns, latency_ns)
         data, valid = self._window()
         silent_s = (t_ns - self.arrival_ns) / NS
-        return View(data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset, frozen_s)
+        return View(
+            data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset, frozen_s, self._end or 0
+        )
 
     def _frozen_s(self) -> float:
         """For how long the data that windows saw have been the same, if longer than a living sensor's can be."""
@@ -405,7 +409,7 @@ class _Sound(Stream):
         # What windows have shown never changes: what is full is left to them.
         self._n = self._at = n
         self._samples, self._valid = self._room(np.zeros((n, self.spec.channels), np.int16), np.zeros(n, bool))
-        self._end: int | None = None  # number of the sample after the newest, which is at `_at`
+        self._end = None  # that sample is at `_at`
         self._chunk = 0  # samples of the newest chunk
 
     def _stamp_ns(self, sample: Sample) -> int:

@@ -33,9 +33,8 @@ from mm_edge.preprocess import Vocabulary
 
 # Bytes that a file may have by its suffix, or else 16 MB. No ONNX file can have more; golden.npz, when unpacked, too.
 LARGEST = {".onnx": 2**31 - 1, ".npz": 2**27}
-SHIPPED, SHIPPED_VLM, SHIPPED_WORDS, SHIPPED_EVENTS = (
-    Path(__file__).parent / "bundles" / name for name in ("drive", "vlm", "words", "events")
-)
+BUNDLES = Path(__file__).parent / "bundles"  # that are shipped
+SHIPPED, SHIPPED_VLM, SHIPPED_WORDS = (BUNDLES / name for name in ("drive", "vlm", "words"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +49,11 @@ class Bundle(Manifest):
 
     @classmethod
     def read(cls, path: str | Path) -> Bundle:
-        """Raises BundleError, naming the file, if anything is missing, damaged, unknown or inconsistent."""
+        """The bundle in a folder, or the shipped one of that name. Raises BundleError, naming the file, if anything is
+        missing, damaged, unknown or inconsistent."""
         folder = Path(path)
+        if not folder.exists() and len(folder.parts) == 1 and (BUNDLES / folder / MANIFEST).is_file():
+            folder = BUNDLES / folder
         text = _read_file(folder, MANIFEST)
         manifest = parse_manifest(folder / MANIFEST, text)
         contents = {name: _read_file(folder, name) for name in manifest.files}

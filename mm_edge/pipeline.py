@@ -22,13 +22,19 @@ from mm_edge.errors import EdgeError, SampleError
 from mm_edge.events import Spotter
 from mm_edge.health import Health, IdleTicks, StreamMonitor, absence
 from mm_edge.manifest import ActionSpec
-from mm_edge.preprocess import Vocabulary
+from mm_edge.preprocess import LogMel, Vocabulary
 from mm_edge.safety import Limits, limit
 from mm_edge.types import NS, Action, Attention, Event, Output, Sample, StreamSpec
 
 
-def model_inputs(specs: Iterable[StreamSpec], window: Window, vocabulary: Vocabulary | None = None) -> ModelInputs:
-    """What the model is told about a window: new data, and of every stream whether it is present and how old.
+def model_inputs(
+    specs: Iterable[StreamSpec],
+    window: Window,
+    vocabulary: Vocabulary | None = None,
+    ears: dict[str, LogMel] | None = None,
+) -> ModelInputs:
+    """What the model is told about a window: new data, and of every stream whether it is present and how old. `ears`:
+    of the streams of sound, for windows one after the other.
 
     Training calls this too; a model sees on the robot exactly what it learned on. Raises SampleError if the data of a
     stream was not checked before it was pushed.
@@ -37,10 +43,16 @@ def model_inputs(specs: Iterable[StreamSpec], window: Window, vocabulary: Vocabu
     for spec in specs:
         view = window.views[spec.name]
         if view.fresh:
-            fresh[spec.name] = Fresh(preprocess.prepare(spec, view, vocabulary), view.dt_s, view.reset)
+            ear = ears.get(spec.name) if ears else None
+            fresh[spec.name] = Fresh(preprocess.prepare(spec, view, vocabulary, ear), view.dt_s, view.reset)
         mask.append(view.present)
         age.append(0.0 if spec.latched else min(max(view.age_s, 0.0), spec.max_age_ms / 1e3))
     return ModelInputs(fresh, np.array(mask, np.float32), np.array(age, np.float32), window.dt_s, window.reset)
+
+
+def ears(specs: Iterable[StreamSpec]) -> dict[str, LogMel]:
+    """One for each stream of sound."""
+    return {spec.name: LogMel(spec) for spec in specs if spec.kind == "audio"}
 
 
 class Pipeline:
@@ -75,6 +87,7 @@ class Pipeline:
         """Forget all that was pushed and all the model remembers."""
         tick = self.bundle.tick
         self._aligner = Aligner(self.bundle.streams, tick.period_ms / 1e3, self.bundle.max_gap_ms)
+        self._ears = ears(self.bundle.streams)
         self._rule = TickRule(tick.anchor, tick.max_period_ms, tick.min_period_ms)
         self._monitors = {name: StreamMonitor(spec, self._aligner.streams[name]) for name, spec in self.specs.items()}
         self.model.reset()
@@ -119,7 +132,7 @@ class Pipeline:
         self._rule.ticked(now_ns)
         window = self._aligner.window(now_ns)
         try:
-            outputs = self.model.step(model_inputs(self.bundle.streams, window, self.bundle.vocabulary))
+            outputs = self.model.step(model_inputs(self.bundle.streams, window, self.bundle.vocabulary, self._ears))
         except Exception as error:  # whatever fails, the robot must hear of it, and stop
             why = str(error) if isinstance(error, EdgeError) else f"{type(error).__name__}: {error}"
             outputs = ModelOutputs({}, np.ones(len(self.specs), np.float32), (why,))

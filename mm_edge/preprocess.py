@@ -54,12 +54,15 @@ def check(spec: StreamSpec, data: Any, vocabulary: Vocabulary | None = None) -> 
         vocabulary.encode(data, spec.shape[0], spec.name)
 
 
-def prepare(spec: StreamSpec, view: View, vocabulary: Vocabulary | None = None) -> np.ndarray:
-    """The model's input of shape `spec.shape`: uint8 for images, int64 for text, else float32."""
+def prepare(
+    spec: StreamSpec, view: View, vocabulary: Vocabulary | None = None, ear: LogMel | None = None
+) -> np.ndarray:
+    """The model's input of shape `spec.shape`: uint8 for images, int64 for text, else float32. `ear`: remembers what it
+    heard of a stream of sound."""
     if spec.kind == "image":
         return fitted(spec, view.data)
     if spec.kind == "audio":
-        return log_mel(view.data, view.valid, spec)
+        return ear(view) if ear else log_mel(view.data, view.valid, spec)
     if spec.kind == "scan":
         return resample_scan(view.data, spec.shape[1], spec.range_max_m)
     if spec.kind == "points":
@@ -106,27 +109,65 @@ def log_mel(samples: np.ndarray, valid: np.ndarray | None, spec: StreamSpec) -> 
 
     Level is (log10 of band power - mean) / std; differences are in log10 of power (1 = 10 dB).
     """
-    _, bands, hops = spec.shape
-    hop = round(AUDIO_HOP_S * spec.sample_rate_hz)
-    n = (hops - 1) * hop + AUDIO_FRAME
-    sound = np.ascontiguousarray(samples[-n:].T, np.float32)  # (channels, n)
-    overlapping = (sound.strides[0], hop * sound.itemsize, sound.itemsize)  # frames without a copy
-    frames = np.ndarray((spec.channels, hops, AUDIO_FRAME), np.float32, sound, strides=overlapping)
-    spectrum = np.fft.rfft(frames * hann(AUDIO_FRAME)).astype(np.complex64, copy=False)  # numpy 1 has only complex128
-    spectrum = spectrum.view(np.float32)  # re, im, re, im, ...
-    power = np.multiply(spectrum, spectrum, out=spectrum).reshape(-1, spectrum.shape[-1])
-    mel = power @ mel_bank(spec.sample_rate_hz, AUDIO_FRAME, bands)  # (channels * hops, bands)
-    mel += np.float32(1e-6)
-    log = np.log10(mel, out=mel).reshape(spec.channels, hops, bands).transpose(0, 2, 1)
+    hops = spec.shape[2]
     out = np.empty(spec.shape, np.float32)
-    out[0] = (log.sum(axis=0) / np.float32(spec.channels) - np.float32(spec.mean[0])) / np.float32(spec.std[0])
-    np.subtract(log[:-1], log[1:], out=out[1:-1])
+    out[:-1] = _levels(samples, hops, spec)
     if valid is None or valid.all():
         out[-1] = 1
     else:
-        heard = np.concatenate([[0], np.cumsum(valid[-n:])])
+        hop = round(AUDIO_HOP_S * spec.sample_rate_hz)
+        heard = np.concatenate([[0], np.cumsum(valid[-((hops - 1) * hop + AUDIO_FRAME) :])])
         starts = np.arange(hops) * hop
         out[-1] = (heard[starts + AUDIO_FRAME] - heard[starts]) / AUDIO_FRAME
+    return out
+
+
+class LogMel:
+    """The log-mel of one stream's sound, view after view: as `log_mel` makes it, to rounding, but of what was heard
+    before only what is new is looked at. Where a sample is missing, or hops do not fit, it begins anew."""
+
+    def __init__(self, spec: StreamSpec):
+        self._spec, self._hops, self._hop = spec, spec.shape[2], round(AUDIO_HOP_S * spec.sample_rate_hz)
+        self._out = np.ones(spec.shape, np.float32)
+        self._end: int | None = None
+
+    def __call__(self, view: View) -> np.ndarray:
+        """float32 `spec.shape`, the caller's to keep."""
+        if view.valid is None or not view.valid.all():
+            self._end = None
+            return log_mel(view.data, view.valid, self._spec)
+        new, rest = divmod(view.end - self._end, self._hop) if self._end is not None else (self._hops, 0)
+        new = new if 0 <= new < self._hops and not rest else self._hops
+        self._end, old = view.end, self._out
+        self._out = np.empty_like(old)
+        self._out[..., : self._hops - new] = old[..., new:]
+        if new:
+            self._out[:-1, :, self._hops - new :] = _levels(view.data, new, self._spec)
+            self._out[-1, :, self._hops - new :] = 1
+        return self._out
+
+
+def _levels(samples: np.ndarray, hops: int, spec: StreamSpec) -> np.ndarray:
+    """int16 (n, channels) -> float32 (channels, bands, hops), of the last hops: the common level and the differences,
+    see `log_mel`."""
+    if hops == 1:
+        frames = np.multiply(samples[-AUDIO_FRAME:].T, hann(AUDIO_FRAME), order="C")
+    else:
+        hop = round(AUDIO_HOP_S * spec.sample_rate_hz)
+        sound = np.ascontiguousarray(samples[-(hops - 1) * hop - AUDIO_FRAME :].T, np.float32)  # (channels, n)
+        overlapping = (sound.strides[0], hop * sound.itemsize, sound.itemsize)  # frames without a copy
+        frames = np.ndarray((spec.channels, hops, AUDIO_FRAME), np.float32, sound, strides=overlapping)
+        frames = frames * hann(AUDIO_FRAME)
+    spectrum = np.fft.rfft(frames).astype(np.complex64, copy=False)  # numpy 1 has only complex128
+    spectrum = spectrum.view(np.float32)  # re, im, re, im, ...
+    power = np.multiply(spectrum, spectrum, out=spectrum).reshape(-1, spectrum.shape[-1])
+    mel = power @ mel_bank(spec.sample_rate_hz, AUDIO_FRAME, spec.shape[1])  # (channels * hops, bands)
+    mel += np.float32(1e-6)
+    log = np.log10(mel, out=mel).reshape(spec.channels, hops, -1).transpose(0, 2, 1)
+    level = log[0] if spec.channels == 1 else log.sum(axis=0) / np.float32(spec.channels)
+    out = np.empty(log.shape, np.float32)
+    np.divide(level - np.float32(spec.mean[0]), np.float32(spec.std[0]), out=out[0])
+    np.subtract(log[:-1], log[1:], out=out[1:])
     return out
 
 

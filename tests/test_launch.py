@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ros2_ws" / "src" / "mm_edge_ros"
 NODES = {f"{name}_node" for name in ("edge", "watchdog", "caption", "record", "view", "search", "sim", "demo")}
-NODES |= {"camera_node", "microphone_node"}
+NODES |= {"camera_node", "microphone_node", "events_node"}
 
 
 @pytest.fixture(scope="module")

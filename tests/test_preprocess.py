@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from mm_edge import preprocess
 from mm_edge.align import View
 from mm_edge.errors import SampleError
-from mm_edge.preprocess import Vocabulary, check, log_mel, nearest_points, prepare, resample_scan, resize
+from mm_edge.preprocess import LogMel, Vocabulary, check, log_mel, nearest_points, prepare, resample_scan, resize
 from mm_edge.types import Audio, Scan, StreamSpec
 
+RATE = 16000
 AUDIO = StreamSpec("audio", "audio", (3, 24, 8), 50, 250, window_ms=172, sample_rate_hz=16000, channels=2)
 SCAN = StreamSpec("scan", "scan", (2, 4), 10, 400, range_max_m=10.0)
 IMU = StreamSpec("imu", "imu", (2, 7), 200, 100, window_ms=10, mean=(0, 0, 10, 0, 0, 0), std=(2, 2, 2, 1, 1, 1))
@@ -127,3 +129,54 @@ def test_bad_data_is_refused_with_stream_expected_and_got(spec, data, expected, 
     assert refused.value.stream == spec.name
     assert expected in str(refused.value)
     assert got in str(refused.value)
+
+
+def heard(samples, end, valid=None):
+    return View(
+        samples, np.ones(len(samples), bool) if valid is None else valid, 1, 0, 0, True, True, 0.1, False, 0, end
+    )
+
+
+def test_what_was_heard_before_is_not_looked_at_again(monkeypatch):
+    """And comes out as if it were; one, three or no hops later."""
+    sound = np.random.default_rng(0).integers(-9000, 9000, (RATE, 2), np.int16)
+    window, hop, ear, looked = round(AUDIO.window_ms * RATE / 1e3), 320, LogMel(AUDIO), []
+    levels = preprocess._levels
+    monkeypatch.setattr(preprocess, "_levels", lambda x, hops, spec: looked.append(hops) or levels(x, hops, spec))
+    for end in (window, window + hop, window + 4 * hop, window + 4 * hop):
+        got = ear(heard(sound[end - window : end], end))
+        np.testing.assert_allclose(got, log_mel(sound[end - window : end], None, AUDIO), atol=1e-5)
+    assert looked == [8, 8, 1, 8, 3, 8, 8]  # after each of its own, all of the comparison
+
+
+def test_an_ear_begins_anew_where_hops_do_not_fit_or_samples_are_missing():
+    sound = np.random.default_rng(0).integers(-9000, 9000, (RATE, 2), np.int16)
+    window, ear = round(AUDIO.window_ms * RATE / 1e3), LogMel(AUDIO)
+    lost = np.ones(window, bool)
+    lost[-700:-400] = False
+    for end, valid in (
+        (window, None),
+        (window + 100, None),
+        (window + 420, lost),
+        (window + 740, None),
+        (window, None),
+    ):
+        samples = sound[end - window : end]
+        got = ear(heard(samples, end, valid))
+        np.testing.assert_allclose(got, log_mel(samples, valid, AUDIO), atol=1e-5)
+
+
+def test_log_mel_is_what_librosa_makes():
+    librosa = pytest.importorskip("librosa", reason="librosa is not installed")
+    sound = np.random.default_rng(0).integers(-9000, 9000, (round(AUDIO.window_ms * RATE / 1e3), 2), np.int16)
+    left, right = (
+        librosa.feature.melspectrogram(
+            y=channel[-7 * 320 - 512 :] / np.float32(32768), sr=RATE, n_fft=512, hop_length=320, window=np.hanning(512),
+            center=False, n_mels=24, fmin=100.0, fmax=0.475 * RATE, htk=True, norm=None,
+        )
+        for channel in sound.T
+    )  # fmt: skip
+    left, right = np.log10(left + 1e-6), np.log10(right + 1e-6)
+    got = log_mel(sound, None, AUDIO)
+    np.testing.assert_allclose(got[0], (left + right) / 2, atol=1e-4)
+    np.testing.assert_allclose(got[1], left - right, atol=1e-4)

@@ -24,6 +24,7 @@ T0 = 1_000_000 * MS
 class Rule(NamedTuple):
     anchor: str = "camera"
     max_period_ms: float = 100.0
+    min_period_ms: float = 0.0
 
 
 def frame(arrival_ms, latency_ms=30):

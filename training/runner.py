@@ -7,7 +7,7 @@ import torch
 
 from mm_edge.align import Aligner, TickRule
 from mm_edge.engine.part import ModelInputs
-from mm_edge.pipeline import model_inputs
+from mm_edge.pipeline import ears, model_inputs
 from mm_edge.preprocess import Vocabulary
 from mm_edge.safety import Limits, limit
 from mm_edge.sim.rooms import vocabulary
@@ -54,6 +54,7 @@ class TorchPipeline:
     def reset(self) -> None:
         tick = self.recipe.tick
         self._aligner = Aligner(self.recipe.streams, tick["period_ms"] / 1e3, self.recipe.max_gap_ms)
+        self._ears = ears(self.recipe.streams)
         self._rule = TickRule(tick["anchor"], tick["max_period_ms"], tick.get("min_period_ms", 0.0))
         self._state = self.model.zero_state(1)
         self._previous = [0.0] * len(self._limits.names)
@@ -67,7 +68,7 @@ class TorchPipeline:
 
     def tick(self, now_ns: int) -> np.ndarray:
         self._rule.ticked(now_ns)
-        inputs = model_inputs(self.recipe.streams, self._aligner.window(now_ns), self._vocabulary)
+        inputs = model_inputs(self.recipe.streams, self._aligner.window(now_ns), self._vocabulary, self._ears)
         action, _, self._state = step(self.model, inputs, self._state)
         if inputs.reset:
             self._previous = [0.0] * len(self._previous)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mm_edge.align import Aligner
 from mm_edge.errors import SampleError
-from mm_edge.pipeline import model_inputs
+from mm_edge.pipeline import ears, model_inputs
 from mm_edge.preprocess import Vocabulary
 from mm_edge.replay import Tick
 from mm_edge.types import Sample, StreamSpec
@@ -58,7 +58,7 @@ def build_tables(
     labels: Callable[[Tick], dict[str, Any]],
 ) -> Tables:
     """Replay `events` (in order of arrival) through the aligner. `labels(tick)` gives arrays of fixed shapes."""
-    aligner = Aligner(specs, tick_period_s, max_gap_ms)
+    aligner, heard = Aligner(specs, tick_period_s, max_gap_ms), ears(specs)
     known = {spec.name for spec in specs}
     steps: dict[str, list[tuple[np.ndarray, float, bool, int]]] = {spec.name: [] for spec in specs}
     ticks: list[tuple[Any, ...]] = []
@@ -70,7 +70,7 @@ def build_tables(
             if event.stream in known:
                 aligner.push(event)
             continue
-        inputs = model_inputs(specs, aligner.window(event.now_ns), vocabulary)
+        inputs = model_inputs(specs, aligner.window(event.now_ns), vocabulary, heard)
         for name, (x, dt_s, reset) in inputs.fresh.items():
             steps[name].append((x, dt_s, reset, len(ticks)))
         newest = [len(steps[spec.name]) for spec in specs]

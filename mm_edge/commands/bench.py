@@ -21,7 +21,7 @@ from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError
 from mm_edge.pipeline import Pipeline
-from mm_edge.preprocess import AUDIO_HOP_S, prepare
+from mm_edge.preprocess import AUDIO_HOP_S, LogMel, prepare
 from mm_edge.types import NS, Audio, Sample, Scan, StreamSpec
 
 WARM_UP_TICKS = 20
@@ -110,12 +110,13 @@ def preprocess_us(bundle: Bundle, repeat: int = 200) -> dict[str, float]:
     tick_ns = round(bundle.tick.period_ms * 1e6)
     for spec in {spec.kind: spec for spec in reversed(bundle.streams)}.values():
         aligner, sensor, times = Aligner([spec], 1.0, max_gap_ms=1e9), samples(spec, bundle), []
+        ear = LogMel(spec) if spec.kind == "audio" else None
         for now_ns in range(NS, NS + repeat * tick_ns, tick_ns):
             for sample in sensor(now_ns - tick_ns, now_ns):
                 aligner.push(sample)
             view = aligner.window(now_ns).views[spec.name]
             started = time.perf_counter_ns()
-            prepare(spec, view, bundle.vocabulary)
+            prepare(spec, view, bundle.vocabulary, ear)
             times.append(time.perf_counter_ns() - started)
         cost = float(np.median(times)) / 1e3
         if spec.kind == "audio":

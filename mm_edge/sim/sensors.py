@@ -48,18 +48,17 @@ KINDS = {"camera": "image", "scan": "scan", "imu": "imu", "audio": "audio", "tex
 class Sensors:
     """All senses of the robot in `world`. Noise has a random stream of its own: it does not change with the driving.
 
-    Attributes: seen maps the stamp of each recent camera frame to int8 (h, w), the index of the object that a pixel
-    shows, -1 for anything else.
+    Attributes: next_ns, when each of them is captured next; voice, what somebody in the room says and was not to be
+    heard yet, float (n,) within [-1, 1]; seen maps the stamp of each recent camera frame to int8 (h, w), the index of
+    the object that a pixel shows, -1 for anything else.
     """
 
     def __init__(self, world: World):
         self.world = world
         self._rng = np.random.default_rng(np.random.SeedSequence([world.seed, 1]))
-        self._next_ns = {
-            name: world.now_ns + int(self._rng.uniform(0, t.period_ms) * 1e6) for name, t in TIMING.items()
-        }
-        self._next_ns["imu"] = world.now_ns
-        self._next_ns["audio"] = world.now_ns + CHUNK * 1_000_000_000 // SAMPLE_RATE_HZ  # when the first chunk is full
+        self.next_ns = {name: world.now_ns + int(self._rng.uniform(0, t.period_ms) * 1e6) for name, t in TIMING.items()}
+        self.next_ns["imu"] = world.now_ns
+        self.next_ns["audio"] = world.now_ns + CHUNK * 1_000_000_000 // SAMPLE_RATE_HZ  # when the first chunk is full
         self._told = False
         self._rays = camera_rays(HEIGHT, WIDTH)
         self._ids, self._dist = np.zeros(len(self._rays), np.int32), np.zeros(len(self._rays))
@@ -69,6 +68,7 @@ class Sensors:
         self._imu_bias = self._rng.normal(0, [0.05, 0.05, 0.05, 0.005, 0.005, 0.005])
         self._hiss = self._rng.uniform(0.002, 0.006)
         self._heard = 0  # audio samples so far
+        self.voice = np.zeros(0)
         angles = ANGLE_MIN + ANGLE_INCREMENT * np.arange(BEAMS)
         self._beams = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1)
         self._scan_ids, self._scan_dist = np.zeros(BEAMS, np.int32), np.zeros(BEAMS)
@@ -83,11 +83,11 @@ class Sensors:
             self._told = True
             samples.append(Sample("text", now_ns, now_ns, self.world.room.text))
         for name, timing in TIMING.items():
-            if now_ns < self._next_ns[name]:
+            if now_ns < self.next_ns[name]:
                 continue
             period_ns = round(timing.period_ms * 1e6)
             # A sample's time jitters around a steady beat; it does not drift.
-            self._next_ns[name] += period_ns
+            self.next_ns[name] += period_ns
             stamp_ns = now_ns + round(self._rng.uniform(-1, 0) * min(timing.jitter_ms * 1e6, STEP_NS))
             data = getattr(self, f"_{name}")(stamp_ns)
             arrival_ns = now_ns + round(self._rng.uniform(*timing.latency_ms) * 1e6)
@@ -141,7 +141,8 @@ class Sensors:
         return np.float32(self.world.data.sensordata[:6] + self._imu_bias + noise)
 
     def _audio(self, stamp_ns: int) -> Audio:
-        """Left and right ear: the beacon (louder and earlier on its side), the alarm (everywhere), wheels, hiss."""
+        """Left and right ear: the beacon (louder and earlier on its side), the alarm and a voice (everywhere), wheels,
+        hiss."""
         t = (self._heard + np.arange(CHUNK)) / SAMPLE_RATE_HZ
         ears = self._rng.normal(0, self._hiss, (CHUNK, 2))
         room, world = self.world.room, self.world
@@ -159,6 +160,8 @@ class Sensors:
             ears += 0.25 * np.sin(2 * math.pi * np.where(high, 2800.0, 2200.0) * t)[:, None]
         rolling = abs(world.command[0]) + 0.1 * abs(world.command[1])
         ears += 0.02 * rolling * np.sin(2 * math.pi * 150 * t)[:, None]
+        said, self.voice = self.voice[:CHUNK], self.voice[CHUNK:]
+        ears[: len(said)] += said[:, None]
         first, self._heard = self._heard, self._heard + CHUNK
         return Audio(np.int16(np.clip(ears, -1, 1) * 32767), first, SAMPLE_RATE_HZ)
 

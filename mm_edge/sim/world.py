@@ -124,7 +124,7 @@ class World:
         self.steps += 1
         self._count_collisions()
         if self.alarm:
-            self.alarm.observe(self.t_s, self.speed(), float(self.data.qvel[5]))
+            self.alarm.observe(self.t_s, self.speed(), self.turning())
 
     def pose(self) -> tuple[float, float, float]:
         """x, y (m), yaw (rad) of the base in the room."""
@@ -133,6 +133,10 @@ class World:
 
     def speed(self) -> float:
         return math.hypot(*self.data.qvel[:2])
+
+    def turning(self) -> float:
+        """rad/s, left positive."""
+        return float(self.data.qvel[5])
 
     def bearing(self, i: int) -> tuple[float, float]:
         """Distance (m) and direction (rad, left positive) from the robot to object `i`."""

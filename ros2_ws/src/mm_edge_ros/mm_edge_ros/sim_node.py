@@ -1,7 +1,8 @@
 """The simulated robot in real time: its senses as topics, its wheels driven by cmd_vel, with a time-out of their own.
 
 Each episode is a room with a task. The first begins as soon as somebody listens and somebody may drive; `episode`
-(std_msgs/String, JSON) tells when one starts, how it goes and how it ended.
+(std_msgs/String, JSON) tells when one starts, how it goes and how it ended. What comes as sound on `voice` somebody in
+the room says: `episode` tells when it began to sound and when the robot stood after that.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import PointField
 from std_msgs.msg import String
 
+from mm_edge.errors import SampleError
 from mm_edge.faults import Faults, is_truncated, parse_faults
-from mm_edge.messages import MESSAGE_TYPES, TOPICS, to_ros
+from mm_edge.messages import MESSAGE_TYPES, TOPICS, from_ros, to_ros
+from mm_edge.preprocess import check
 from mm_edge.sim.episode import Episode
-from mm_edge.sim.sensors import KINDS
+from mm_edge.sim.sensors import CHUNK, KINDS, SAMPLE_RATE_HZ
 from mm_edge.sim.world import STEP_S
-from mm_edge.types import Sample
+from mm_edge.types import NS, Sample, StreamSpec
 from mm_edge_ros.node import COMMAND_QOS, EVENTS_QOS, LATCHED_QOS, SENSOR_QOS, declare, run
 from mm_edge_ros.streams import message_class
 
@@ -34,6 +37,8 @@ STREAMS = {
     "audio": (QoSProfile(depth=50), "ears"),
     "text": (LATCHED_QOS, ""),
 }
+VOICE = StreamSpec("voice", "audio", (2, 1, 1), 0, 0, sample_rate_hz=SAMPLE_RATE_HZ, channels=1)
+STOOD_MPS, STOOD_RADPS, STOOD_S = 0.05, 0.2, 0.3  # slower for so long, it stands
 LAG_S = 0.1  # behind by more than this, simulated time slows down
 
 
@@ -58,6 +63,10 @@ class SimNode(Node):
         self._wheels = self.create_subscription(
             TwistStamped if stamped else Twist, "cmd_vel", self._on_cmd_vel, COMMAND_QOS
         )
+        voice = message_class(MESSAGE_TYPES["audio"])
+        self.create_subscription(voice, "voice", self._on_voice, QoSProfile(depth=10))
+        self._told = False  # something, after which the robot did not stand yet
+        self._standing_ns: int | None = None  # since when it may stand
         self._episode: Episode | None = None
         self._done = 0
         self._not_before_s = self._start_s = self._slept_s = self._reported_s = 0.0
@@ -102,6 +111,8 @@ class SimNode(Node):
         for sample in self._episode.step():
             self._publish(sample)
         world = self._episode.world
+        if self._told:
+            self._look_if_it_stands()
         if (status := world.status()) is not None:
             outcome = self._episode.outcome(status).as_dict()
             self._report("end", **outcome, slowed_s=round(self._slept_s, 3))
@@ -117,6 +128,16 @@ class SimNode(Node):
                 collisions=world.collisions,
                 start_ns=self._start_ns(),
             )
+
+    def _look_if_it_stands(self) -> None:
+        world = self._episode.world
+        if world.speed() >= STOOD_MPS or abs(world.turning()) >= STOOD_RADPS:
+            self._standing_ns = None
+            return
+        self._standing_ns = world.now_ns if self._standing_ns is None else self._standing_ns
+        if world.now_ns - self._standing_ns >= STOOD_S * NS:
+            self._told = False
+            self._report("stood", stamp_ns=self._standing_ns + self._offset_ns)
 
     def _start_ns(self) -> int:
         """When the episode began, on the ROS clock; later where simulated time had to slow down."""
@@ -143,6 +164,22 @@ class SimNode(Node):
         twist = getattr(msg, "twist", msg)
         if self._episode is not None:
             self._episode.world.drive(twist.linear.x, twist.angular.z)
+
+    def _on_voice(self, msg: Any) -> None:
+        """It begins to sound with the next chunk."""
+        try:
+            said = from_ros(VOICE, MESSAGE_TYPES["audio"], msg, 0).data
+            check(VOICE, said)
+        except SampleError as error:
+            self.get_logger().error(str(error))
+            return
+        if self._episode is None:
+            return
+        sensors = self._episode.sensors
+        sensors.voice = said.samples.mean(1) / 32768
+        began_ns = sensors.next_ns["audio"] - CHUNK * NS // SAMPLE_RATE_HZ + self._offset_ns
+        self._told, self._standing_ns = True, None
+        self._report("voice", start_ns=began_ns)
 
     def _report(self, event: str, **values: object) -> None:
         self._reports.publish(String(data=json.dumps({"event": event, **values})))
