@@ -18,6 +18,7 @@ MIN_WIDTH = 640  # smaller frames are enlarged to this, so that text can be read
 MAX_HEIGHT = 1280  # unless they become higher than this
 BAR = 54  # height of the bar below the frame
 COLUMNS, LINE = 6, 26  # tiles of words in a row; height of a line of text
+MOST_VALUES = 3  # that are shown, if there are more than four
 SHEET_COLUMNS, THUMB = 5, (320, 240)
 INK, DIM, BAD, GOOD, AMBER, SHADE = (
     (240, 240, 240),
@@ -98,6 +99,12 @@ def draw_sheet(pictures: Sequence[tuple[np.ndarray, str, str]], title: str) -> n
     return sheet
 
 
+def in_words(values: dict[str, float]) -> str:
+    """Values by their names; of many, the greatest."""
+    shown = sorted(values.items(), key=lambda item: -item[1])[:MOST_VALUES] if len(values) > 4 else values.items()
+    return ", ".join(f"{name} {value:.2f}" for name, value in shown)
+
+
 def _enlarged(cv2, rgb: np.ndarray) -> np.ndarray:
     scale = max(1.0, min(MIN_WIDTH / rgb.shape[1], MAX_HEIGHT / rgb.shape[0]))
     width, height = (max(2, 2 * round(n * scale / 2)) for n in rgb.shape[1::-1])
@@ -173,7 +180,7 @@ def _caption(cv2, frame: np.ndarray, title: str, output: Output) -> None:
     if title:
         _write(cv2, frame, title, (12, 26), INK, 0.62)
     line = frame.shape[0] - 12
-    said = output.caption.text if output.caption else ", ".join(f"{n} {v:.2f}" for n, v in output.values.items())
+    said = output.caption.text if output.caption else in_words(output.values)
     if output.action is None and (output.reasons or not said):
         _write(cv2, frame, "NO ACTION: " + ("; ".join(output.reasons) or "no reason given"), (12, line), BAD)
     elif said:

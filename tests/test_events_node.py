@@ -144,3 +144,21 @@ def test_what_cannot_tell_events_is_refused(graph, tmp_path):
         node = graph.nodes._children.pop("events_node")
         assert node.wait(20) == 1
         assert why in graph.nodes.log("events_node").read_text()
+
+
+def test_the_simulated_robot_stands_soon_after_somebody_said_stop(graph, tmp_path):
+    """A short run of tests/benchmarks/spoken_stop.py, with a tone for a voice."""
+    pytest.importorskip("mujoco", reason="the robot is simulated")
+    pytest.importorskip("torch", reason="the benchmark looks into training")
+    from tests.benchmarks.spoken_stop import Room
+
+    write_toy_ear(tmp_path / "ear")
+    room = Room(graph)
+    for node in ("edge_node", "watchdog_node"):
+        graph.nodes.start(node)
+    graph.nodes.start("events_node", {"bundle": tmp_path / "ear", "commands": ["stop=stop"]})
+    graph.nodes.start("sim_node", {"seed": 900_000})
+    room.wait_until_it_drives()
+    # By its begin; a tone is told as it sounds, so that the robot may stand before its end.
+    assert -500 < room.say(tone(STOP_HZ, 0.5, loud=0.8)) < 700
+    assert json.loads(room.events[-1].data)["label"] == "stop"

@@ -60,15 +60,18 @@ def test_launch_files_start_programs_that_exist():
         assert set(re.findall(r'executable="(\w+)"', path.read_text())) <= NODES
 
 
-@pytest.mark.parametrize("name", ["drive.yaml", "vlm.yaml"])
+@pytest.mark.parametrize("name", ["drive.yaml", "vlm.yaml", "av.yaml"])
 def test_the_parameter_file_reaches_the_nodes_and_names_only_what_they_know(tmp_path, name):
     import ros  # skips where there is no ROS 2
     from rcl_interfaces.srv import GetParameters
     from toy_bundle import write_toy_bundle
+    from toy_ear import write_toy_ear
     from toy_language import write_toy_language
 
     write_toy_bundle(tmp_path / "edge_node")
     write_toy_language(tmp_path / "caption_node")
+    write_toy_ear(tmp_path / "words_node")
+    write_toy_ear(tmp_path / "events_node")
     given = yaml.safe_load((ROOT / "launch" / name).read_text())["/**"]
     for node, change in {
         "watchdog_node": {"deadline_ms": 170.0},
@@ -81,12 +84,15 @@ def test_the_parameter_file_reaches_the_nodes_and_names_only_what_they_know(tmp_
     with ros.ros_graph(tmp_path / "logs") as graph:
         for node, parameters in given.items():
             own = {"bundle": tmp_path / node} if (tmp_path / node).exists() else {}
-            graph.nodes.start(node, own, {"__ns": "/robot"}, params_file=tmp_path / "given.yaml")
+            program = "events_node" if node == "words_node" else node
+            remaps = {"__ns": "/robot", **({"__node": node} if program != node else {})}
+            graph.nodes.start(program, own, remaps, params_file=tmp_path / "given.yaml")
             wanted = parameters["ros__parameters"]
             answer = graph.call(GetParameters, f"/robot/{node}/get_parameters", names=[*wanted])
             kinds = {bool: "bool_value", str: "string_value", float: "double_value", list: "string_array_value"}
             got = [getattr(value, kinds[type(want)]) for want, value in zip(wanted.values(), answer.values)]
             assert got == [*wanted.values()]
+            graph.nodes.stop(program)
 
 
 @contextlib.contextmanager
@@ -177,3 +183,20 @@ def test_vlm_launch_speaks_of_the_camera_it_is_told_about(prefix, tmp_path):
         said = graph.subscribe(String, "said")
         Camera(graph, topic="front")
         assert graph.wait(lambda: said, "caption")[0].data == "a red ball"
+
+
+@needs_launch
+def test_av_launch_tells_words_and_commands_the_robot_by_them(prefix, tmp_path):
+    from std_msgs.msg import String
+    from test_events_node import LATCHED, Microphones
+    from toy_ear import STOP_HZ, tone, write_toy_ear
+
+    write_toy_ear(tmp_path / "ear")
+    arguments = (f"words:={tmp_path}/ear", "events:=none", "command_text:=orders")
+    with launched(prefix, tmp_path, *arguments, name="av") as graph:
+        ears, words = Microphones(graph), graph.subscribe(String, "words")
+        outputs, orders = graph.subscribe(String, "words/output"), graph.subscribe(String, "orders", LATCHED)
+        graph.wait(lambda: len(outputs) > 2, "output")
+        ears.play(tone(STOP_HZ, 0.5))
+        graph.wait(lambda: words and orders, "word and command")
+        assert orders[0].data == "stop"

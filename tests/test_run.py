@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 cv2 = pytest.importorskip("cv2", reason="cv2 is not installed")
@@ -19,6 +21,7 @@ pytest.importorskip("onnxruntime", reason="the toy bundle runs on onnxruntime")
 from test_sources import RATE_HZ, hears, noise, sound_server, write_video
 from test_view import free_port
 from toy_bundle import write_toy_bundle
+from toy_ear import GO_HZ, STOP_HZ, tone, write_toy_ear
 from toy_language import write_toy_language
 
 from mm_edge.bundle import SHIPPED
@@ -157,3 +160,13 @@ def test_what_cannot_be_run_is_told_in_a_line(toy, video, tmp_path, capsys):
     }.items():
         assert main(["run", toy, *arguments]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_what_happens_is_told_as_it_is_heard(tmp_path):
+    write_toy_ear(tmp_path / "ear")
+    still = np.zeros(RATE_HZ // 2, np.int16)
+    said = np.concatenate([still, tone(GO_HZ, 0.5), still, tone(STOP_HZ, 0.5)])
+    soundfile.write(tmp_path / "said.wav", said, RATE_HZ)
+    lines, got = report(running(tmp_path / "ear", "--microphone", tmp_path / "said.wav"))
+    told = [line.split()[2] for line in lines if re.fullmatch(r" +[\d.]+ s  \w+ \([01]\.\d+\)", line)]
+    assert told == ["go", "stop"] and got["events"] == {"go": 1, "stop": 1}

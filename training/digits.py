@@ -45,6 +45,7 @@ MEASURES = {"right": "share of digits told right"}
 
 HINTS = (("it is even", "an odd one"), ("less than five", "five or more"))  # each halves what it can be
 TERMS = {"alone": 0.3, "rates": 1.0}  # what each sense says by itself, beside what both say; rates of spikes
+SNRS_DB = (20.0, 10.0, 0.0, -5.0)  # of voices
 DRAWS = 3  # of noise, and of who says what
 SPEED, SNR_DB, TRACT, MICROPHONE = (0.6, 1.6), (-4.0, 4.0), 0.25, 0.7  # how different voices are to learn from
 LEVEL = 3000.0  # of a voice as a microphone with automatic gain gives it, of int16
@@ -168,40 +169,56 @@ def as_heard(sounds: np.ndarray) -> np.ndarray:
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """Shares of digits told right: all the folder's test images, each with the clip of one of its speakers (of all, if
     none is named), in DRAWS draws of noise; by all senses ("fused") and by every subset of them; and of each speaker by
-    all."""
+    all. Then the same, a draw each, with voices in more or less noise; the images are as noisy as ever."""
     digits = read_digits(folder)
     known = sorted({clip.speaker for clip in digits.clips})
     if unknown := set(only) - set(known):
         raise ValueError(f"{folder}: expected speakers among {known}, got {sorted(unknown)}")
     clips = [clip for clip in digits.clips if not only or clip.speaker in only]
-    model, specs = load(bundle, "auto"), {spec.name: spec for spec in bundle.streams}
+    model = load(bundle, "auto")
+
+    def draw(seed: int, **noise: float) -> DigitDraw:
+        return pair_digits(digits.test_images, digits.test_labels, clips, np.random.default_rng(seed), **noise)
+
+    draws = [draw(number) for number in range(DRAWS)]
+    each = [_right(bundle, model, one, f"draw {i + 1} of {DRAWS}") for i, one in enumerate(draws)]
+    right = {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+    speakers = np.array([clips[clip].speaker for one in draws for clip in one.clips.tolist()])
+    noisy = {f"{db:g} dB": _right(bundle, model, draw(DRAWS, snr_db=db), f"{db:g} dB") for db in SNRS_DB}
+    return {
+        "images": len(digits.test_images), "draws": DRAWS,
+        "speakers": {name: _share(right["fused"][speakers == name]) for name in sorted(set(speakers.tolist()))},
+        **{name: _share(values) for name, values in right.items()},
+        "by_noise_of_the_voice": {
+            snr: {name: _share(values) for name, values in row.items()} for snr, row in noisy.items()
+        },
+    }  # fmt: skip
+
+
+def _share(right: np.ndarray) -> float:
+    return round(float(right.mean()), 4)
+
+
+def _right(bundle: Bundle, model: Any, draw: DigitDraw, what: str) -> dict[str, np.ndarray]:
+    """bool (n,): whether each digit was told right, by every subset of the senses; "fused" is all of them."""
+    specs = {spec.name: spec for spec in bundle.streams}
     subsets = [some for n in range(len(specs) + 1) for some in itertools.combinations(specs, n)]
     masks = {"+".join(some) or "none": np.float32([one in some for one in specs]) for some in subsets}
     masks["fused"] = masks.pop("+".join(specs))
+    frames, heard, said = as_frames(draw.images), as_heard(draw.sounds).astype(np.int16), hints(draw)
     words = list(bundle.vocabulary.words) if bundle.vocabulary else []
-    right, speakers = {name: list[bool]() for name in masks}, list[str]()
-    for number in range(DRAWS):
-        draw = pair_digits(digits.test_images, digits.test_labels, clips, np.random.default_rng(number))
-        frames, heard, said = as_frames(draw.images), as_heard(draw.sounds).astype(np.int16), hints(draw)
-        speakers += [clips[clip].speaker for clip in draw.clips.tolist()]
-        for i, digit in enumerate(tqdm(draw.labels.tolist(), f"draw {number + 1} of {DRAWS}", leave=False)):
-            fresh = {"image": Fresh(frames[i], 1.0, True)} if "image" in specs else {}
-            if "audio" in specs:
-                fresh["audio"] = Fresh(preprocess.log_mel(heard[i].T, None, specs["audio"]), 1.0, True)
-            if "text" in specs:
-                tokens = preprocess.Vocabulary(words).encode(said[i], specs["text"].shape[0])
-                fresh["text"] = Fresh(tokens, 1.0, True)
-            for name, mask in masks.items():
-                inputs = ModelInputs(fresh, mask, np.zeros(len(specs), np.float32), 1.0, True)
-                right[name].append(int(model.step(inputs).values["values"].argmax()) == digit)
-    by_speaker = {
-        name: round(float(np.mean([r for r, said_by in zip(right["fused"], speakers) if said_by == name])), 4)
-        for name in sorted(set(speakers))
-    }
-    return {
-        "images": len(digits.test_images), "draws": DRAWS, "speakers": by_speaker,
-        **{name: round(float(np.mean(values)), 4) for name, values in right.items()},
-    }  # fmt: skip
+    right: dict[str, list[bool]] = {name: [] for name in masks}
+    for i, digit in enumerate(tqdm(draw.labels.tolist(), what, leave=False)):
+        fresh = {"image": Fresh(frames[i], 1.0, True)} if "image" in specs else {}
+        if "audio" in specs:
+            fresh["audio"] = Fresh(preprocess.log_mel(heard[i].T, None, specs["audio"]), 1.0, True)
+        if "text" in specs:
+            tokens = preprocess.Vocabulary(words).encode(said[i], specs["text"].shape[0])
+            fresh["text"] = Fresh(tokens, 1.0, True)
+        for name, mask in masks.items():
+            inputs = ModelInputs(fresh, mask, np.zeros(len(specs), np.float32), 1.0, True)
+            right[name].append(int(model.step(inputs).values["values"].argmax()) == digit)
+    return {name: np.array(values) for name, values in right.items()}
 
 
 def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:

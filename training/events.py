@@ -54,15 +54,20 @@ SENSED, BLANK = ("frames", "sound"), 128  # of a picture that was none: zero, to
 
 
 def build_model(recipe: Recipe) -> AudioVideoModel:
-    torch.manual_seed(recipe.seed)
-    sizes = {key: value for key, value in recipe.model.items() if key != "modality"}
-    model = AudioVideoModel(
-        FRAMES, SAMPLE_RATE_HZ, num_classes=len(recipe.values["names"]), frame_rate_hz=FRAME_HZ,
-        modalities=modalities(recipe), **sizes,
-    )  # fmt: skip
+    model = network(recipe, FRAMES, SAMPLE_RATE_HZ, FRAME_HZ)
     for name, kinds in ((model.picture, 1 + len(MOTIONS)), (model.sound, len(SOUNDS))):
         model.aux[name] = nn.Linear(model.encoders[name].units, kinds)
     return model
+
+
+def network(recipe: Recipe, frames: int, sample_rate_hz: int, rate_hz: float) -> AudioVideoModel:
+    """The model of a recipe, seeded."""
+    torch.manual_seed(recipe.seed)
+    sizes = {key: value for key, value in recipe.model.items() if key != "modality"}
+    return AudioVideoModel(
+        frames, sample_rate_hz, num_classes=len(recipe.values["names"]), frame_rate_hz=rate_hz,
+        modalities=modalities(recipe), **sizes,
+    )  # fmt: skip
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Clips:
@@ -96,51 +101,60 @@ def labels(clip: Clip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return told, seen, heard
 
 
-class Clips:
-    """Batches of clips, in half the cases in a mirror; louder or softer, and at times without one of both senses. Most
-    come after others, in which the model still is."""
+class Takes:
+    """Batches of clips of so many frames, in half the cases in a mirror; louder or softer, and at times without one of
+    both senses. Most come after others, in which the model still is."""
 
-    def __init__(self, recipe: Recipe, clips: dict[str, np.ndarray]):
-        self._clips, self._lanes, self._absent = clips, recipe.train.lanes, recipe.data["absent"]
+    def __init__(self, recipe: Recipe, frames: int, rate_hz: float):
+        self._frames, self._rate_hz = frames, rate_hz
+        self._lanes, self._absent = recipe.train.lanes, recipe.data["absent"]
         self._camera, self._audio = recipe.streams
         config = modalities(recipe)[self._camera.name]
         self._looks = config.shape[0] if config.type is ModalityType.VIDEO else 1  # frames that make one sample
         self._rng = np.random.default_rng(recipe.seed)
-        self._before = {name: np.zeros((self._lanes, *clips[name].shape[1:]), clips[name].dtype) for name in SENSED}
-        self.steps_an_epoch = max(1, len(clips["label"]) // self._lanes)
+        samples = ends(frames, rate_hz, self._audio.sample_rate_hz)[-1]
+        self._before = {
+            "frames": np.zeros((self._lanes, frames, *self._camera.shape), np.uint8),
+            "sound": np.zeros((self._lanes, samples, self._audio.channels), np.int16),
+        }
+
+    def chosen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """A clip for each lane: frames uint8 (n, frames, h, w, 3), sound int16 (n, samples, channels), both to be kept;
+        which senses there are of it, bool (n, 2), one at least; and its labels by name, (n, frames)."""
+        raise NotImplementedError
 
     def next(self) -> Batch:
         rng, n = self._rng, self._lanes
-        chosen, start = rng.integers(len(self._clips["label"]), size=n), rng.random(n) < ANEW
-        frames, sound = self._clips["frames"][chosen], self._clips["sound"][chosen]
-        mirrored = rng.random(n) < 0.5
+        frames, sound, there, truth = self.chosen()
+        start, mirrored = rng.random(n) < ANEW, rng.random(n) < 0.5
         frames[mirrored], sound[mirrored] = frames[mirrored, :, :, ::-1], sound[mirrored][..., ::-1]
         gain = np.float32(10 ** (rng.uniform(-12, 12, (n, 1, 1)) / 20))
         sound = np.clip(np.rint(sound * gain), -32768, 32767).astype(np.int16)
         self._before["frames"][start], self._before["sound"][start] = BLANK, 0
-        mask = np.ones((n, FRAMES, 2), np.float32)
         gone = rng.random(n)
-        mask[gone < self._absent, :, 0] = 0
-        mask[gone > 1 - self._absent, :, 1] = 0
-        dt = torch.full((n, FRAMES, 1), 1 / FRAME_HZ)
+        left = np.stack([there[:, 0] & (gone >= self._absent), there[:, 1] & (gone <= 1 - self._absent)], 1)
+        left = np.where(left.any(1, keepdims=True), left, there)  # never both are gone
+        mask = np.float32(left)[:, None].repeat(self._frames, 1)
+        dt = torch.full((n, self._frames, 1), 1 / self._rate_hz)
+        mel = heard(self._before["sound"], sound, self._audio, self._rate_hz)
         steps = {
             self._camera.name: self._steps(self._looked(frames), dt, mask[..., 0]),
-            self._audio.name: self._steps(heard(self._before["sound"], sound, self._audio), dt, mask[..., 1]),
+            self._audio.name: self._steps(mel, dt, mask[..., 1]),
         }
         self._before = {"frames": frames, "sound": sound}
-        truth = {name: torch.from_numpy(self._clips[name][chosen]) for name in ("label", "seen", "heard")}
-        return replace(regular_batch(steps, torch.from_numpy(mask), dt, truth), start=torch.from_numpy(start))
+        labels = {name: torch.from_numpy(label) for name, label in truth.items()}
+        return replace(regular_batch(steps, torch.from_numpy(mask), dt, labels), start=torch.from_numpy(start))
 
     def _looked(self, frames: np.ndarray) -> Tensor:
-        """uint8 (n, FRAMES, h, w, 3) -> with each frame those before it, if the model looks at clips."""
+        """uint8 (n, frames, h, w, 3) -> with each frame those before it, if the model looks at clips."""
         if self._looks == 1:
             return torch.from_numpy(frames)
-        every = torch.from_numpy(np.concatenate([self._before["frames"][:, FRAMES + 1 - self._looks :], frames], 1))
-        return every.unfold(1, self._looks, 1).movedim(-1, 2)
+        before = self._before["frames"][:, self._frames + 1 - self._looks :]
+        return torch.from_numpy(np.concatenate([before, frames], 1)).unfold(1, self._looks, 1).movedim(-1, 2)
 
     def _steps(self, x: Tensor, dt: Tensor, there: np.ndarray) -> StepBatch:
         """What is absent takes no step."""
-        steps = regular_steps(x, dt, FRAMES, 1 / FRAME_HZ)
+        steps = regular_steps(x, dt, self._frames, 1 / self._rate_hz)
         return replace(steps, keep=steps.keep & (torch.from_numpy(there) > 0)[..., None])
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,18 +165,36 @@ class Clips:
         self._before = {name: state[name] for name in SENSED}
 
 
-def heard(before: np.ndarray, sound: np.ndarray, spec: StreamSpec) -> Tensor:
-    """int16 (n, samples, channels) each: what was to be heard before the clip, and in it -> (n, FRAMES, *spec.shape):
+class Clips(Takes):
+    def __init__(self, recipe: Recipe, clips: dict[str, np.ndarray]):
+        super().__init__(recipe, FRAMES, FRAME_HZ)
+        self._clips = clips
+        self.steps_an_epoch = max(1, len(clips["label"]) // self._lanes)
+
+    def chosen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        chosen = self._rng.integers(len(self._clips["label"]), size=self._lanes)
+        frames, sound, *truth = (self._clips[name][chosen] for name in (*SENSED, "label", "seen", "heard"))
+        return frames, sound, np.ones((self._lanes, 2), bool), dict(zip(("label", "seen", "heard"), truth))
+
+
+def heard(before: np.ndarray, sound: np.ndarray, spec: StreamSpec, rate_hz: float = FRAME_HZ) -> Tensor:
+    """int16 (n, samples, channels) each: what was to be heard before the clip, and in it -> (n, frames, *spec.shape):
     with each frame the window that ends with it, as `preprocess.log_mel` makes it."""
-    window = round(spec.window_ms * spec.sample_rate_hz / 1e3)
+    window, frames = _window(spec), round(sound.shape[1] / spec.sample_rate_hz * rate_hz)
     all_of_it = np.concatenate([before[:, -window:], sound], 1)
-    waves = torch.from_numpy(np.stack([all_of_it[:, end : end + window] for end in ends()], 1))
-    return log_mel(waves.flatten(0, 1).transpose(1, 2), spec.shape, spec.sample_rate_hz).unflatten(0, (-1, FRAMES))
+    at = ends(frames, rate_hz, spec.sample_rate_hz)
+    waves = torch.from_numpy(np.stack([all_of_it[:, end : end + window] for end in at], 1))
+    return log_mel(waves.flatten(0, 1).transpose(1, 2), spec.shape, spec.sample_rate_hz).unflatten(0, (-1, frames))
 
 
-def ends() -> list[int]:
+def ends(frames: int = FRAMES, rate_hz: float = FRAME_HZ, sample_rate_hz: int = SAMPLE_RATE_HZ) -> list[int]:
     """Samples that were heard by each frame."""
-    return [round(at_s * SAMPLE_RATE_HZ) for at_s in ENDS_S]
+    return [round((k + 1) / rate_hz * sample_rate_hz) for k in range(frames)]
+
+
+def _window(spec: StreamSpec) -> int:
+    """Samples that are heard with a frame."""
+    return round(spec.window_ms * spec.sample_rate_hz / 1e3)
 
 
 def loss(recipe: Recipe, model: AudioVideoModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict[str, Tensor]]:
@@ -237,22 +269,34 @@ def label_of(shares: np.ndarray, rule: EventsSpec) -> np.ndarray:
 
 
 def told(model: Any, specs: Sequence[StreamSpec], clips: Sequence[Clip], there: set[int], name: str) -> np.ndarray:
-    """(clips, FRAMES, labels): each label's share at each frame, by the graphs as on a robot; `there`: which streams
-    are. One clip comes after the other, without a reset."""
-    camera, audio = specs
-    window, shares = round(audio.window_ms * audio.sample_rate_hz / 1e3), []
-    mask, before = np.array([i in there for i in range(2)], np.float32), np.zeros((window, audio.channels), np.int16)
+    """(clips, FRAMES, labels): each label's share at each frame; `there`: which streams are. One clip comes after the
+    other, without a reset."""
+    before, shares = np.zeros((_window(specs[1]), specs[1].channels), np.int16), []
     model.reset()
     for clip in tqdm(clips, name, leave=False):
-        all_of_it = np.concatenate([before, clip.sound])
-        for frame, end in zip(clip.frames, ends()):
-            fresh = {}
-            if 0 in there:
-                fresh[camera.name] = Fresh(preprocess.fitted(camera, frame), 1 / FRAME_HZ, False)
-            if 1 in there:
-                mel = preprocess.log_mel(all_of_it[end : end + window], None, audio)
-                fresh[audio.name] = Fresh(mel, 1 / FRAME_HZ, False)
-            inputs = ModelInputs(fresh, mask, np.zeros(2, np.float32), 1 / FRAME_HZ, False)
-            shares.append(model.step(inputs).values["values"][0].copy())
-        before = clip.sound[-window:]
-    return np.stack(shares).reshape(len(clips), FRAMES, -1)
+        shares.append(shares_of(model, specs, clip.frames, clip.sound, there, FRAME_HZ, before))
+        before = clip.sound
+    return np.stack(shares)
+
+
+def shares_of(
+    model: Any, specs: Sequence[StreamSpec], frames: np.ndarray, sound: np.ndarray, there: set[int], rate_hz: float,
+    before: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """(frames, labels): each label's share at each frame of a clip, by the graphs as on a robot; `there`: which streams
+    are; `before`: what was heard before the clip, silence."""
+    camera, audio = specs
+    window, shares, mask = _window(audio), [], np.array([i in there for i in range(2)], np.float32)
+    if before is None:
+        before = np.zeros((window, audio.channels), np.int16)
+    all_of_it = np.concatenate([before[-window:], sound])
+    for frame, end in zip(frames, ends(len(frames), rate_hz, audio.sample_rate_hz)):
+        fresh = {}
+        if 0 in there:
+            fresh[camera.name] = Fresh(preprocess.fitted(camera, frame), 1 / rate_hz, False)
+        if 1 in there:
+            mel = preprocess.log_mel(all_of_it[end : end + window], None, audio)
+            fresh[audio.name] = Fresh(mel, 1 / rate_hz, False)
+        inputs = ModelInputs(fresh, mask, np.zeros(2, np.float32), 1 / rate_hz, False)
+        shares.append(model.step(inputs).values["values"][0].copy())
+    return np.array(shares)

@@ -3,6 +3,7 @@
     python -m training.train drive [--out runs/drive] [--workers 2] [key=value ...]
     python -m training.train drive --data FOLDER_OF_RECORDINGS          # a robot of your own
     python -m training.train vlm --data FOLDER_OF_PICTURES              # with captions, in the layout of COCO
+    python -m training.train clips --data FOLDER_OF_VIDEOS              # with sound, in the layout of Kinetics or AVE
     python -m training.train digits --data FOLDER --fusion-strategy late --epochs 5
     torchrun --nproc-per-node 2 -m training.train lidar_velocity --data FOLDER
 
@@ -41,7 +42,7 @@ from tqdm import tqdm
 
 from mm_edge.errors import EdgeError
 from mm_edge.types import StreamSpec
-from training import coco, digits, drive, events, hearing, imu_can, lidar_velocity, robot, steering, vlm
+from training import clips, coco, digits, drive, events, hearing, imu_can, lidar_velocity, robot, steering, vlm
 from training.batches import Batch
 from training.fusion import FusionStrategy
 from training.models import ModelState, MultiModalFusionNetwork
@@ -51,8 +52,9 @@ from training.supervised import contrastive, newest
 
 RECIPES = Path(__file__).parent / "recipes"
 TASKS = {
-    "digits": digits, "drive": drive, "events": events, "imu_can": imu_can, "lidar_velocity": lidar_velocity,
-    "robot": robot, "sounds": hearing, "steering": steering, "vlm": vlm, "words": hearing,
+    "clips": clips, "digits": digits, "drive": drive, "events": events, "imu_can": imu_can,
+    "lidar_velocity": lidar_velocity, "robot": robot, "sounds": hearing, "steering": steering, "vlm": vlm,
+    "words": hearing,
 }  # fmt: skip
 
 
@@ -120,6 +122,8 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
         if value is not None:
             set_value(raw, key, value)
     recipe = make_recipe(raw, args.overrides, str(path))
+    if recipe.task == "clips":
+        return clips.with_names(recipe)
     return coco.with_words(recipe) if recipe.task == "vlm" and recipe.data else recipe
 
 

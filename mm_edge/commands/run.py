@@ -29,7 +29,7 @@ from mm_edge.clip import Video
 from mm_edge.commands.view import PORT
 from mm_edge.errors import EdgeError, SampleError
 from mm_edge.language import Language, caption_of
-from mm_edge.overlay import draw
+from mm_edge.overlay import draw, in_words
 from mm_edge.pipeline import Pipeline
 from mm_edge.preprocess import check
 from mm_edge.sources import CameraSource, Feed, Source, open_sound
@@ -110,6 +110,7 @@ class Live:
         self._ticks = self._actions = self._captioned_ns = self._anchor_ns = self._drawn = 0
         self._latency_ms, self._tick_ms = list[float](), list[float]()
         self._told = {"reasons": Counter[str](), "notes": Counter[str]()}  # whatever their numbers
+        self._events: Counter[str] = Counter()
         self._wording: dict[str, str] = {}  # of each, as it was first told
         self._begun_s = time.monotonic()
 
@@ -161,6 +162,7 @@ class Live:
             "latency_ms": _percentiles(self._latency_ms),
             "tick_ms": _percentiles(self._tick_ms),
             "engine": self._pipeline.engine,
+            "events": dict(self._events.most_common()),
             **{
                 what: {self._wording[kind]: ticks for kind, ticks in told.most_common()}
                 for what, told in self._told.items()
@@ -215,6 +217,9 @@ class Live:
                 kind = re.sub(r"[-+]?\d+(\.\d+)?", "", text)
                 self._wording.setdefault(kind, text)
                 told[kind] += 1
+        for event in output.events:
+            self._events[event.label] += 1
+            print(f"{time.monotonic() - self._begun_s:6.1f} s  {event.label} ({event.score:.2f})", flush=True)
         self._show(output, [*frames, *self._frames])
         return output
 
@@ -296,7 +301,7 @@ def _words(output: Output) -> str:
         return "  ".join(f"{name} {value:+.2f}" for name, value in zip(output.action.names, output.action.values[0]))
     if output.caption:
         return output.caption.text
-    return "  ".join(f"{name} {value:.2f}" for name, value in output.values.items())
+    return in_words(output.values)
 
 
 def _percentiles(times_ms: list[float]) -> dict[str, float | None]:
@@ -311,6 +316,8 @@ def _print(report: dict[str, Any]) -> None:
     print(f"engine      {report['engine']}")
     for name, counts in report["streams"].items():
         print(f"{name:<12}{', '.join(f'{n} {what}' for what, n in counts.items()) or 'nothing came'}")
+    for label, times in report["events"].items():
+        print(f"event       {label}, {times} times")
     for what in ("reasons", "notes"):
         for text, ticks in report[what].items():
             print(f"{what:<12}{ticks} ticks: {text}")
