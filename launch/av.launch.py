@@ -18,7 +18,7 @@ from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
 HERE = Path(__file__).parent  # holds av.yaml and drive.launch.py, in a checkout as in an install
-TOPICS = ("image", "audio", "command_text")
+TOPICS = {"text": "command_text", "image": "image", "audio": "audio"}  # as those of drive.launch.py
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -29,7 +29,7 @@ def generate_launch_description() -> LaunchDescription:
         "params_file": (str(HERE / "av.yaml"), "parameters of the nodes"),
         "use_sim_time": ("false", "take time from /clock"),
         "respawn": ("true", "start a node anew when it dies"),
-        **{topic: (topic, f"the robot's topic instead of {topic}") for topic in TOPICS},
+        **{name: (topic, f"the robot's topic instead of {topic}") for name, topic in TOPICS.items()},
     }
 
     def node(name: str, topic: str) -> LifecycleNode:
@@ -44,7 +44,7 @@ def generate_launch_description() -> LaunchDescription:
             respawn=LaunchConfiguration("respawn"),
             respawn_delay=1.0,
             remappings=[
-                *((name, LaunchConfiguration(name)) for name in TOPICS),
+                *((usual, LaunchConfiguration(own)) for own, usual in TOPICS.items()),
                 *((f"events{end}", f"{topic}{end}") for end in ("", "/output", "/overlay")),
             ],
             parameters=[

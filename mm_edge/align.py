@@ -39,7 +39,7 @@ class View(NamedTuple):
     dt_s: float  # capture time since the stream's last step; the nominal period on the first
     reset: bool  # the model should start this stream's state anew before stepping
     frozen_s: float = 0.0  # for how long the data have been the same, once that is longer than frozen_ms
-    end: int = 0  # of sound: the number of the sample after the newest
+    heard: int = 0  # of sound: samples that came or were missed so far
 
 
 UNSEEN = View(None, None, 0, float("inf"), float("inf"), False, False, 0.0, False)
@@ -118,7 +118,7 @@ class Aligner:
 
 
 class TickRule:
-    """When to tick: as the anchor stream's sample arrives, but not before `min_period_ms` after the last tick, or
+    """When to tick: as the anchor stream's sample arrives, if that is `min_period_ms` after the last tick or later, or
     `max_period_ms` after it without one."""
 
     def __init__(self, anchor: str, max_period_ms: float, min_period_ms: float = 0.0):
@@ -138,9 +138,9 @@ class TickRule:
         last_ns, came = self._last_ns, self._came
         if last_ns is None or not 0 <= now_ns - last_ns < self._max_period_ns:
             return True
-        if now_ns - last_ns < self._min_period_ns:
+        if came is None or (self._min_period_ns and came.arrival_ns - last_ns < self._min_period_ns):
             return False
-        return came is not None and came is not self._seen and came.arrival_ns <= now_ns
+        return came is not self._seen and came.arrival_ns <= now_ns
 
     def ticked(self, now_ns: int) -> None:
         """Call it before the samples are looked at."""
@@ -218,7 +218,7 @@ class Stream:
     """
 
     undrifts = False
-    _end: int | None = None  # of sound, the number of the sample after the newest
+    heard = 0  # samples of sound that came or were missed so far, by any microphone
 
     def __init__(self, spec: StreamSpec, period_s: float, max_gap_ns: int, tolerance_ns: int, reanchor_after: int):
         self.spec = spec
@@ -281,7 +281,7 @@ class Stream:
         data, valid = self._window()
         silent_s = (t_ns - self.arrival_ns) / NS
         return View(
-            data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset, frozen_s, self._end or 0
+            data, valid, self.newest_ns, age_ns / NS, silent_s, present, fresh, dt_s, reset, frozen_s, self.heard
         )
 
     def _frozen_s(self) -> float:
@@ -409,7 +409,7 @@ class _Sound(Stream):
         # What windows have shown never changes: what is full is left to them.
         self._n = self._at = n
         self._samples, self._valid = self._room(np.zeros((n, self.spec.channels), np.int16), np.zeros(n, bool))
-        self._end = None  # that sample is at `_at`
+        self._end: int | None = None  # number of the sample after the newest, which is at `_at`
         self._chunk = 0  # samples of the newest chunk
 
     def _stamp_ns(self, sample: Sample) -> int:
@@ -456,7 +456,7 @@ class _Sound(Stream):
     def _heard(self, data: Audio) -> np.ndarray:
         """Its samples; to one ear the mean of all microphones."""
         if self.spec.channels == 1 < data.samples.shape[1]:
-            return data.samples.mean(1, keepdims=True).astype(np.int16)
+            return np.rint(data.samples.mean(1, keepdims=True)).astype(np.int16)
         return data.samples
 
     def _room(self, samples: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -475,6 +475,7 @@ class _Sound(Stream):
             self._at, to = self._n, self._n + len(samples)
         self._samples[self._at : to] = samples
         self._at = to
+        self.heard += len(samples)
 
     def _window(self) -> tuple[np.ndarray, np.ndarray]:
         last = slice(self._at - self._n, self._at)

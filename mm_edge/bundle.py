@@ -52,7 +52,7 @@ class Bundle(Manifest):
         """The bundle in a folder, or the shipped one of that name. Raises BundleError, naming the file, if anything is
         missing, damaged, unknown or inconsistent."""
         folder = Path(path)
-        if not folder.exists() and len(folder.parts) == 1 and (BUNDLES / folder / MANIFEST).is_file():
+        if len(folder.parts) == 1 and not (folder / MANIFEST).exists() and (BUNDLES / folder / MANIFEST).is_file():
             folder = BUNDLES / folder
         text = _read_file(folder, MANIFEST)
         manifest = parse_manifest(folder / MANIFEST, text)

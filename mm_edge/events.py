@@ -25,7 +25,7 @@ class Spotter:
     """Tells events from a model's shares of classes, tick by tick.
 
     An event begins when the mean share of its class over the last ticks is the greatest of all and sure enough. It is
-    told once, and may be told again when it was over: when its mean has fallen below half of that.
+    told once, whatever else is told meanwhile, and again only after it was over: when its mean fell below half of that.
 
     Args:
         names: the classes. spec: which of them mean that nothing happens, and what is sure enough.
@@ -39,7 +39,7 @@ class Spotter:
     def reset(self) -> None:
         self._recent: deque[np.ndarray] = deque(maxlen=self._spec.ticks)
         self._leader, self._since_ns = -1, 0
-        self._told = -1
+        self._told = np.zeros(len(self._names), bool)  # and not over since
 
     def take(self, stamp_ns: int, shares: np.ndarray) -> Event | None:
         """The event that begins with a tick, whose `shares` are float (n,). Its start is when it became the likeliest;
@@ -49,11 +49,10 @@ class Spotter:
         best = int(mean.argmax())
         if best != self._leader:
             self._leader, self._since_ns = best, stamp_ns
-        if self._told >= 0 and mean[self._told] < self._spec.sure / 2:
-            self._told = -1
-        if self._quiet[best] or mean[best] < self._spec.sure or best == self._told:
+        self._told &= mean >= self._spec.sure / 2
+        if self._quiet[best] or mean[best] < self._spec.sure or self._told[best]:
             return None
-        self._told = best
+        self._told[best] = True
         return Event(self._names[best], float(mean[best]), self._since_ns)
 
 
@@ -68,7 +67,10 @@ def bearing_rad(samples: np.ndarray, sample_rate_hz: int, distance_m: float) -> 
 
     None if there is nothing to be heard on both.
     """
-    n = max(2, 2 * len(samples))
+    most = max(1, math.ceil(distance_m / SOUND_MPS * sample_rate_hz * FINE))
+    n = (
+        1 << max(2 * len(samples), 2 * most // FINE + 2).bit_length()
+    )  # a power of two is fast, and no delay wraps round
     left, right = np.fft.rfft(np.asarray(samples, np.float64), n, axis=0).T
     cross = left * right.conj()
     hz = np.fft.rfftfreq(n, 1 / sample_rate_hz)
@@ -78,7 +80,6 @@ def bearing_rad(samples: np.ndarray, sample_rate_hz: int, distance_m: float) -> 
         return None
     cross = np.divide(cross, size, out=np.zeros_like(cross), where=size > 1e-3 * size.mean())
     correlation = np.fft.irfft(cross, FINE * n)
-    most = max(1, math.ceil(distance_m / SOUND_MPS * sample_rate_hz * FINE))
     delays = np.arange(-most, most + 1)  # of the left one, which is later if the sound comes from the right
     delay_s = delays[correlation[delays].argmax()] / (FINE * sample_rate_hz)
     return math.asin(max(-1.0, min(1.0, -delay_s * SOUND_MPS / distance_m)))

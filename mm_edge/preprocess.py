@@ -129,16 +129,16 @@ class LogMel:
     def __init__(self, spec: StreamSpec):
         self._spec, self._hops, self._hop = spec, spec.shape[2], round(AUDIO_HOP_S * spec.sample_rate_hz)
         self._out = np.ones(spec.shape, np.float32)
-        self._end: int | None = None
+        self._heard: int | None = None
 
     def __call__(self, view: View) -> np.ndarray:
         """float32 `spec.shape`, the caller's to keep."""
         if view.valid is None or not view.valid.all():
-            self._end = None
+            self._heard = None
             return log_mel(view.data, view.valid, self._spec)
-        new, rest = divmod(view.end - self._end, self._hop) if self._end is not None else (self._hops, 0)
+        new, rest = divmod(view.heard - self._heard, self._hop) if self._heard is not None else (self._hops, 0)
         new = new if 0 <= new < self._hops and not rest else self._hops
-        self._end, old = view.end, self._out
+        self._heard, old = view.heard, self._out
         self._out = np.empty_like(old)
         self._out[..., : self._hops - new] = old[..., new:]
         if new:
@@ -239,7 +239,8 @@ def _wrong_audio(spec: StreamSpec, audio: Any) -> tuple[str, str] | None:
         return f"{spec.sample_rate_hz} Hz", f"{audio.sample_rate_hz} Hz"
     channels = audio.samples.shape[1]
     if channels not in ((spec.channels,) if spec.channels > 1 else range(1, 65)) or len(audio.samples) == 0:
-        return f"samples of {spec.channels} channels", f"shape {audio.samples.shape}"
+        wanted = f"{spec.channels}" if spec.channels > 1 else "1 to 64"
+        return f"samples of {wanted} channels", f"shape {audio.samples.shape}"
     return None if audio.first_sample >= 0 else ("a sample number", str(audio.first_sample))
 
 

@@ -26,6 +26,16 @@ STOP.flags.writeable = False
 STOP_WORDS = frozenset(("stop", "halt"))
 
 
+def words_of(text: str) -> list[str]:
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
+def is_stop(text: str) -> bool:
+    """Whether it consists of STOP_WORDS."""
+    words = words_of(text)
+    return bool(words) and STOP_WORDS.issuperset(words)
+
+
 class Watchdog:
     """Starts stopped. A stop for silence ends by itself after `clear_after` valid actions in a row; a fault (an action
     that is not finite or from the future, two sources at the same time) stays until `reset`; a stop that was told stays
@@ -113,8 +123,9 @@ class Watchdog:
     def told(self, text: str) -> bool:
         """A command that the model gets, too: must the wheels stand because of it? If it consists of STOP_WORDS,
         whatever the model makes of it, and until another command."""
-        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
-        self._told = " ".join(words) if words and STOP_WORDS.issuperset(words) else ""
+        words = words_of(text)
+        if words:  # nothing is no command
+            self._told = " ".join(words) if is_stop(text) else ""
         if self._told:
             self._valid = 0
             self.reason = self.reason if self.latched else f"told to {self._told}"

@@ -192,7 +192,7 @@ def test_av_launch_tells_words_and_commands_the_robot_by_them(prefix, tmp_path):
     from toy_ear import STOP_HZ, tone, write_toy_ear
 
     write_toy_ear(tmp_path / "ear")
-    arguments = (f"words:={tmp_path}/ear", "events:=none", "command_text:=orders")
+    arguments = (f"words:={tmp_path}/ear", "events:=none", "text:=orders")
     with launched(prefix, tmp_path, *arguments, name="av") as graph:
         ears, words = Microphones(graph), graph.subscribe(String, "words")
         outputs, orders = graph.subscribe(String, "words/output"), graph.subscribe(String, "orders", LATCHED)

@@ -209,6 +209,12 @@ def test_told_to_stop_it_stops_whatever_the_model_makes_of_it(text):
     assert [act(dog, t) is None for t in (533, 600, 667)] == [True, True, False]
 
 
+def test_a_text_without_words_ends_no_stop():
+    dog = running(at_ms=200)
+    assert dog.told("stop") and dog.told("") and dog.told("...")
+    assert all(act(dog, t) is None for t in (267, 333, 400, 467))
+
+
 @pytest.mark.parametrize("text", ["", "...", "stop at the red ball", "do not stop", "go"])
 def test_what_is_no_bare_stop_is_left_to_the_model(text):
     dog = running(at_ms=200)

@@ -233,8 +233,8 @@ def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any
         row: dict[str, Any] = {"all": _mean(right), "unheard": _mean(right[apart])}
         row["by_class"] = {label: _mean(right[apart & (truth == i)]) for i, label in enumerate(names)}
         table[name] = row
-    if bundle.task == "words":
-        strangers = [clip for clip, one in zip(clips, apart) if one] or clips
+    if bundle.task == "words" and any(clips[i].label == "stop" for i in np.flatnonzero(apart)):
+        strangers = [clip for clip, one in zip(clips, apart) if one]
         table["stop"] = {
             "clean" if snr_db is None else f"{snr_db:g} dB": stop_curve(bundle, model, strangers, snr_db)
             for snr_db in SNRS_DB

@@ -21,6 +21,7 @@ from mm_edge.messages import output_to_json, to_ros
 from mm_edge.overlay import draw
 from mm_edge.pipeline import Pipeline
 from mm_edge.types import NS, Audio, Event, Output, Sample
+from mm_edge.watchdog import is_stop, words_of
 from mm_edge_ros.bundle_node import BundleNode, take_one_thread
 from mm_edge_ros.node import ERROR, EVENTS_QOS, LATCHED_QOS, OK, SENSOR_QOS, WARN, declare, run
 
@@ -43,11 +44,12 @@ class EventsNode(BundleNode):
         self._commands = _commands(commands)
         ears = "m, between two microphones, left and right, to tell where a sound comes from; 0: it is not told"
         self._ears_m = declare(self, "ear_distance_m", 0.0, ears, 0.0, 10.0)
-        self._heard: deque[tuple[int, Audio]] = deque()  # stamps and chunks
+        self._heard: deque[tuple[int, Audio]] = deque()  # arrivals and chunks
         self._last: Event | None = None
         self._last_ns = 0
         self._counts: Counter[str] = Counter()
         self._command = ""  # the last that is no stop, whoever gave it
+        self._ordered = ""  # by us, the last
 
         self._events = self.create_publisher(String, "events", EVENTS_QOS)
         self._outputs = self.create_publisher(String, "events/output", 10)
@@ -61,8 +63,9 @@ class EventsNode(BundleNode):
         values = bundle.outputs.values
         if values is None or values.events is None:
             raise BundleError(f"{bundle.path}: expected a bundle that tells events (outputs.values.events), got none")
-        if unknown := sorted(self._commands.keys() - set(values.names)):
-            raise EdgeError(f"commands: expected labels among {list(values.names)}, got {unknown}")
+        labels = [name for name in values.names if name not in values.events.quiet]
+        if unknown := sorted(self._commands.keys() - set(labels)):
+            raise EdgeError(f"commands: expected labels among {labels}, got {unknown}")
         self._shown = {spec.name for spec in bundle.streams if spec.kind == "image"}
         return Pipeline(bundle, engine)
 
@@ -74,15 +77,20 @@ class EventsNode(BundleNode):
     # ---- executor's thread
 
     def _push(self, sample: Sample) -> bool:
-        if isinstance(sample.data, Audio) and self._ears_m and sample.data.samples.shape[1] == 2:
-            self._heard.append((sample.stamp_ns, sample.data))
-            while sample.stamp_ns - self._heard[0][0] > HEARD_S * NS:
+        pushed = super()._push(sample)
+        if pushed and isinstance(sample.data, Audio) and self._ears_m and sample.data.samples.shape[1] == 2:
+            now_ns = sample.arrival_ns
+            while self._heard and not 0 <= now_ns - self._heard[0][0] <= HEARD_S * NS:
                 self._heard.popleft()
-        return super()._push(sample)
+            self._heard.append((now_ns, sample.data))
+        return pushed
 
     def _on_command(self, msg: String) -> None:
-        if not set(msg.data.split()) <= {"stop"}:
-            self._command = msg.data
+        """Of anybody, ourselves included."""
+        if not is_stop(msg.data):
+            self._command = msg.data if words_of(msg.data) else self._command
+        elif self._ordered and not is_stop(self._ordered):
+            self._order(msg.data)  # or ours, which is kept for whoever comes later, would be in force again
 
     # ---- inference thread
 
@@ -93,7 +101,7 @@ class EventsNode(BundleNode):
             self._counts[event.label] += 1
             order = self._commands.get(event.label)
             if order is not None and (text := order or self._command):
-                self._orders.publish(String(data=text))  # before all else: somebody may be in the way
+                self._order(text)  # before all else: somebody may be in the way
             bearing = self._bearing_rad(event.start_ns)
             said = {"label": event.label, "score": round(event.score, 4), "start_ns": event.start_ns}
             said |= {"stamp_ns": output.stamp_ns, "bearing_rad": None if bearing is None else round(bearing, 3)}
@@ -106,10 +114,14 @@ class EventsNode(BundleNode):
             to_ros("image", msg, output.stamp_ns, draw(frame.data, output, title), frame.stream)
             self._overlay.publish(msg)
 
+    def _order(self, text: str) -> None:
+        self._ordered = text
+        self._orders.publish(String(data=text))
+
     def _bearing_rad(self, start_ns: int) -> float | None:
-        """Of what was heard since half a second before an event was the likeliest."""
+        """Of what came since half a second before an event was the likeliest."""
         since_ns = start_ns - NS // 2
-        chunks = [chunk for stamp_ns, chunk in list(self._heard) if stamp_ns >= since_ns]
+        chunks = [chunk for arrival_ns, chunk in list(self._heard) if arrival_ns >= since_ns]
         if not chunks:
             return None
         samples = np.concatenate([chunk.samples for chunk in chunks])

@@ -102,6 +102,7 @@ class SimNode(Node):
     def _begin(self, now_s: float) -> None:
         self._episode = Episode(self._seed + self._done, self._faults)
         self._start_s, self._slept_s, self._reported_s = time.monotonic(), 0.0, 0.0
+        self._told = False
         self._set_clock()
         self._report(
             "start", seed=self._seed + self._done, text=self._episode.world.room.text, start_ns=self._start_ns()
