@@ -31,7 +31,7 @@ from mm_edge.types import StreamSpec
 from training import supervised
 from training.batches import Batch, regular_batch, regular_steps
 from training.models import ModelResult, MultiModalFusionNetwork
-from training.nets import log_mel
+from training.nets import heard_as
 from training.protocols import DIGIT_SAMPLES, DigitDraw, learned_from, pair_digits
 from training.real_data import DigitClip, read_digits
 from training.recipe import Recipe
@@ -141,7 +141,7 @@ def inputs_of(draw: DigitDraw, specs: Mapping[str, StreamSpec], words: list[str]
         if name == "image":
             x[name] = torch.from_numpy(as_frames(draw.images))
         elif name == "audio":
-            x[name] = log_mel(torch.from_numpy(as_heard(draw.sounds)), spec.shape, spec.sample_rate_hz)
+            x[name] = heard_as(torch.from_numpy(as_heard(draw.sounds)), spec)
         else:
             known = preprocess.Vocabulary(words)
             x[name] = torch.from_numpy(np.stack([known.encode(hint, spec.shape[0]) for hint in hints(draw)]))

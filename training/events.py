@@ -33,7 +33,7 @@ from mm_edge.types import StreamSpec
 from training.batches import Batch, StepBatch, regular_batch, regular_steps
 from training.cached import cached
 from training.models import AudioVideoModel, ModelResult
-from training.nets import ModalityType, log_mel
+from training.nets import ModalityType, heard_as
 from training.recipe import Recipe
 from training.supervised import modalities, rate_loss, words
 
@@ -184,7 +184,7 @@ def heard(before: np.ndarray, sound: np.ndarray, spec: StreamSpec, rate_hz: floa
     all_of_it = np.concatenate([before[:, -window:], sound], 1)
     at = ends(frames, rate_hz, spec.sample_rate_hz)
     waves = torch.from_numpy(np.stack([all_of_it[:, end : end + window] for end in at], 1))
-    return log_mel(waves.flatten(0, 1).transpose(1, 2), spec.shape, spec.sample_rate_hz).unflatten(0, (-1, frames))
+    return heard_as(waves.flatten(0, 1).transpose(1, 2), spec).unflatten(0, (-1, frames))
 
 
 def ends(frames: int = FRAMES, rate_hz: float = FRAME_HZ, sample_rate_hz: int = SAMPLE_RATE_HZ) -> list[int]:

@@ -34,7 +34,7 @@ from mm_edge.types import NS, StreamSpec
 from training import supervised
 from training.batches import Batch, regular_batch, regular_steps
 from training.models import ModelResult, MultiModalFusionNetwork
-from training.nets import log_mel
+from training.nets import heard_as
 from training.protocols import add_noise
 from training.real_data import read_sounds, read_words
 from training.recipe import Recipe
@@ -193,9 +193,7 @@ def windows(sounds: np.ndarray, spec: StreamSpec, ticks: int, period_s: float) -
     window, hop = round(spec.window_ms * spec.sample_rate_hz / 1e3), round(period_s * spec.sample_rate_hz)
     heard = torch.from_numpy(np.clip(np.rint(sounds * INT16), -32768, 32767).astype(np.float32))
     cut = torch.stack([heard[:, t * hop :][:, :window] for t in range(ticks)], 1)
-    mel = log_mel(cut.flatten(0, 1)[:, None], spec.shape, spec.sample_rate_hz)
-    mel[:, 0] = (mel[:, 0] - spec.mean[0]) / spec.std[0]
-    return mel.unflatten(0, (len(sounds), ticks))
+    return heard_as(cut.flatten(0, 1)[:, None], spec).unflatten(0, (len(sounds), ticks))
 
 
 def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any]:

@@ -418,6 +418,14 @@ def log_mel(sound: Tensor, shape: Sequence[int], sample_rate_hz: int) -> Tensor:
     return torch.cat([log.mean(1, keepdim=True), log[:, :-1] - log[:, 1:], heard], 1)
 
 
+def heard_as(sound: Tensor, spec: StreamSpec) -> Tensor:
+    """Waveforms (N, channels, samples), in the range of int16 -> float (N, *spec.shape): what a robot's stream makes of
+    them, normalised."""
+    mel = log_mel(sound, spec.shape, spec.sample_rate_hz)
+    mel[:, 0] = (mel[:, 0] - spec.mean[0]) / spec.std[0]
+    return mel
+
+
 class SensorNet(nn.Module):
     """(N, n) numbers -> features."""
 
