@@ -21,6 +21,11 @@ AUDIO_HOP_S = 0.02
 SCAN_MIN_VALID = 0.5  # a scan with fewer measured beams says nothing about the room
 
 
+def words_of(text: str) -> list[str]:
+    """Runs of letters and digits, in small letters."""
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
 class Vocabulary:
     """The words a model knows. Token 0 is padding; word i of the list is token i + 1."""
 
@@ -42,7 +47,7 @@ class Vocabulary:
 
     def read(self, text: str) -> tuple[list[int], list[str]]:
         """The tokens of a text's words, and the words that have none."""
-        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+        words = words_of(text)
         return [self._ids[w] for w in words if w in self._ids], [w for w in words if w not in self._ids]
 
 

@@ -18,16 +18,13 @@ from collections.abc import Hashable
 
 import numpy as np
 
+from mm_edge.preprocess import words_of
 from mm_edge.safety import Limits, limit
 from mm_edge.types import NS
 
 STOP = np.zeros(2)
 STOP.flags.writeable = False
 STOP_WORDS = frozenset(("stop", "halt"))
-
-
-def words_of(text: str) -> list[str]:
-    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
 
 
 def is_stop(text: str) -> bool:

@@ -20,8 +20,9 @@ from mm_edge.health import Health
 from mm_edge.messages import output_to_json, to_ros
 from mm_edge.overlay import draw
 from mm_edge.pipeline import Pipeline
+from mm_edge.preprocess import words_of
 from mm_edge.types import NS, Audio, Event, Output, Sample
-from mm_edge.watchdog import is_stop, words_of
+from mm_edge.watchdog import is_stop
 from mm_edge_ros.bundle_node import BundleNode, take_one_thread
 from mm_edge_ros.node import ERROR, EVENTS_QOS, LATCHED_QOS, OK, SENSOR_QOS, WARN, declare, run
 
