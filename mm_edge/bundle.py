@@ -54,6 +54,9 @@ class Bundle(Manifest):
         folder = Path(path)
         if len(folder.parts) == 1 and not (folder / MANIFEST).exists() and (BUNDLES / folder / MANIFEST).is_file():
             folder = BUNDLES / folder
+        if not folder.exists():
+            shipped = ", ".join(sorted(path.parent.name for path in BUNDLES.glob(f"*/{MANIFEST}")))
+            raise BundleError(f"{folder}: expected the folder of a bundle, or the name of a shipped one: {shipped}")
         text = _read_file(folder, MANIFEST)
         manifest = parse_manifest(folder / MANIFEST, text)
         contents = {name: _read_file(folder, name) for name in manifest.files}

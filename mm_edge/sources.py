@@ -268,7 +268,7 @@ class FileSource(Source):
     Raises EdgeError if it cannot be read, or has another rate or number of channels than is wanted.
 
     Args:
-        sample_rate_hz, channels: what is wanted.
+        sample_rate_hz, channels: what is wanted; of one, any.
         paced: in real time; otherwise as fast as it can be read.
     """
 
@@ -283,7 +283,8 @@ class FileSource(Source):
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, which say nothing of a rate
             raise EdgeError(f"{stream}: {path}: expected a sound file such as wav or flac ({error})") from None
         self._rate_hz, self._is_paced = sample_rate_hz, paced
-        if (self._file.samplerate, self._file.channels) != (sample_rate_hz, channels):
+        few = self._file.channels if channels == 1 else channels  # one ear hears the mean of all
+        if (self._file.samplerate, self._file.channels) != (sample_rate_hz, few):
             raise EdgeError(
                 f"{stream}: {path}: expected {sample_rate_hz} Hz and {channels} channels, got"
                 f" {self._file.samplerate} Hz and {self._file.channels}:"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from toy_bundle import GRAPHS, STREAMS, files, manifest, onnx_bytes, write_toy_bundle
 
-from mm_edge.bundle import Bundle, write_bundle
+from mm_edge.bundle import SHIPPED, Bundle, write_bundle
 from mm_edge.errors import BundleError
 
 
@@ -71,7 +71,9 @@ def test_a_changed_byte_is_noticed(toy, name):
 
 
 def test_no_bundle_there(tmp_path):
-    with pytest.raises(BundleError, match=r"nowhere.manifest.json: cannot be read"):
+    with pytest.raises(
+        BundleError, match=r"nowhere: expected the folder of a bundle, or the name of a shipped one: .*drive"
+    ):
         Bundle.read(tmp_path / "nowhere")
 
 
@@ -284,3 +286,9 @@ def test_any_changed_byte_of_a_file_is_taken_or_refused(fuzzed, name, at, byte, 
         assert isinstance(Bundle.read(fuzzed), Bundle)
     except BundleError as error:
         assert str(fuzzed / "") in str(error)
+
+
+def test_a_shipped_bundle_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "drive").mkdir()  # a folder of that name that is no bundle is not in its way
+    assert Bundle.read("drive").path == SHIPPED

@@ -39,7 +39,7 @@ def test_a_graph_that_cannot_be_built_is_refused_with_the_reason(rtx):
 
 def test_the_command_names_what_is_missing(tmp_path, capsys):
     assert main([str(tmp_path / "nowhere"), "--rtx"]) == 1
-    assert "nowhere/manifest.json: cannot be read" in capsys.readouterr().err
+    assert "nowhere: expected the folder of a bundle" in capsys.readouterr().err
 
 
 def test_without_tensorrt_the_command_says_what_to_install(tmp_path, capsys):

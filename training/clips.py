@@ -1,7 +1,7 @@
 """Clips of video with sound, of what they are: a folder in the layout of Kinetics or AVE.
 
     python -m training.train clips --data FOLDER
-    python -m training.evaluate clips --data FOLDER --json
+    python -m training.evaluate clips --data FOLDER --bundle BUNDLE --json
 
     FOLDER/**/train.csv, val.csv, validate.csv, test.csv        Kinetics: label, youtube_id, time_start, time_end
     FOLDER/**/<youtube_id>_<start>_<end>.mp4                    both of six digits: all of it is what it is of; or

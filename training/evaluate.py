@@ -148,6 +148,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _on_data(args: argparse.Namespace) -> int:
     try:
+        if args.bundle == SHIPPED.parent / args.task and not args.bundle.exists():
+            raise ValueError(f"no bundle of {args.task} is shipped: --bundle FOLDER, of one that export.to_onnx wrote")
         bundle = Bundle.read(args.bundle)
         if bundle.task != args.task:
             raise ValueError(f"{args.bundle}: expected a bundle of {args.task}, got one of {bundle.task}")

@@ -303,6 +303,8 @@ def read_donkey(folder: Path) -> Tub:
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Names and contents of a zip's files in the order of their names, of a tar's as they lie; hidden ones left out."""
     name = ""
+    if not path.exists():
+        raise EdgeError(f"{path}: expected this archive, got no such file; it is public, see training/real_data.py")
     try:
         if path.name.endswith(".tar.gz"):
             with tarfile.open(path) as tar:
