@@ -96,4 +96,4 @@ def test_a_missing_bundle_is_named(tmp_path):
     demo = start(tmp_path, "--no-ros", "--bundle", str(tmp_path / "nowhere"))
     _, errors = demo.communicate(timeout=60)
     assert demo.returncode == 1
-    assert f"{os.sep}nowhere{os.sep}manifest.json" in errors and "Traceback" not in errors
+    assert f"{os.sep}nowhere: expected the folder of a bundle" in errors and "Traceback" not in errors
