@@ -215,10 +215,11 @@ class Stream:
         drift: of its clock.
         rate_hz: how many samples a second are expected, of audio by the length of its newest chunk; 0 if any number is.
         undrifts: whether its stamps are corrected by the drift.
+        heard: samples of sound that came or were missed so far, by any microphone.
     """
 
     undrifts = False
-    heard = 0  # samples of sound that came or were missed so far, by any microphone
+    heard = 0
 
     def __init__(self, spec: StreamSpec, period_s: float, max_gap_ns: int, tolerance_ns: int, reanchor_after: int):
         self.spec = spec
@@ -432,14 +433,14 @@ class _Sound(Stream):
         if first < self._at - self._n or last > self._at or self._valid[first:last].any():
             return False
         self._samples, self._valid = self._samples.copy(), self._valid.copy()
-        self._samples[first:last], self._valid[first:last] = self._heard(sample.data), True
+        self._samples[first:last], self._valid[first:last] = self._mixed(sample.data), True
         return True
 
     def _take(self, stamp_ns: int, data: Audio) -> None:
         gap = 0 if self._end is None else data.first_sample - self._end
         if gap:
             self.counts["gap" if gap > 0 else "overlap"] += 1
-        samples = self._heard(data)
+        samples = self._mixed(data)
         if -len(samples) < gap < 0:  # its begin was heard already
             samples = samples[-gap:]
         elif not 0 <= gap <= self._n:  # a new microphone, or a hole longer than the window
@@ -453,7 +454,7 @@ class _Sound(Stream):
             self.recent.clear()
         self.data = data
 
-    def _heard(self, data: Audio) -> np.ndarray:
+    def _mixed(self, data: Audio) -> np.ndarray:
         """Its samples; to one ear the mean of all microphones."""
         if self.spec.channels == 1 < data.samples.shape[1]:
             return np.rint(data.samples.mean(1, keepdims=True)).astype(np.int16)

@@ -68,9 +68,7 @@ def bearing_rad(samples: np.ndarray, sample_rate_hz: int, distance_m: float) -> 
     None if there is nothing to be heard on both.
     """
     most = max(1, math.ceil(distance_m / SOUND_MPS * sample_rate_hz * FINE))
-    n = (
-        1 << max(2 * len(samples), 2 * most // FINE + 2).bit_length()
-    )  # a power of two is fast, and no delay wraps round
+    n = 1 << max(2 * len(samples), 2 * most // FINE + 2).bit_length()  # fast, and no delay wraps round
     left, right = np.fft.rfft(np.asarray(samples, np.float64), n, axis=0).T
     cross = left * right.conj()
     hz = np.fft.rfftfreq(n, 1 / sample_rate_hz)

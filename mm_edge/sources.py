@@ -283,8 +283,8 @@ class FileSource(Source):
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, which say nothing of a rate
             raise EdgeError(f"{stream}: {path}: expected a sound file such as wav or flac ({error})") from None
         self._rate_hz, self._is_paced = sample_rate_hz, paced
-        few = self._file.channels if channels == 1 else channels  # one ear hears the mean of all
-        if (self._file.samplerate, self._file.channels) != (sample_rate_hz, few):
+        fits = channels in (1, self._file.channels)  # one ear hears the mean of all
+        if self._file.samplerate != sample_rate_hz or not fits:
             raise EdgeError(
                 f"{stream}: {path}: expected {sample_rate_hz} Hz and {channels} channels, got"
                 f" {self._file.samplerate} Hz and {self._file.channels}:"

@@ -376,3 +376,8 @@ def test_labels_that_are_not_known_are_told(kinetics, tmp_path, monkeypatch):
 def test_data_are_asked_for(tmp_path, capsys):
     assert train.main(["clips", "--out", str(tmp_path)]) == 2
     assert "where are the data? --data FOLDER" in capsys.readouterr().err
+
+
+def test_events_of_a_folder_are_scored_as_its_clips(tmp_path, capsys):
+    assert evaluate.main(["events", "--data", str(tmp_path), "--json"]) == 1
+    assert f"{tmp_path}: expected some of train.csv" in capsys.readouterr().err

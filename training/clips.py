@@ -40,8 +40,8 @@ from mm_edge.preprocess import fitted
 from mm_edge.types import StreamSpec
 from training.batches import Batch
 from training.events import IGNORED, Takes, ends, network, shares_of
-from training.hearing import noise, power
 from training.models import AudioVideoModel, ModelResult
+from training.protocols import noise, power
 from training.recipe import Recipe, make_recipe
 from training.supervised import rate_loss, words
 
@@ -363,7 +363,7 @@ def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any
 
 def in_noise(sound: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
     """int16 (samples, channels), in white noise so much below it."""
-    heard = sound + noise(sound.size, power(sound), snr_db, rng).reshape(sound.shape)
+    heard = sound + noise(sound.shape, power(sound.ravel()), snr_db, rng)
     return np.clip(np.rint(heard), -32768, 32767).astype(np.int16)
 
 

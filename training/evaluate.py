@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     tasks = whole.add_subparsers(dest="task", required=True, metavar="TASK")
     for name in sorted(name for name, task in TASKS.items() if hasattr(task, "evaluate")):
         task = tasks.add_parser(name, help=f"see {TASKS[name].__name__.replace('.', '/')}.py")
-        if name not in SIMULATED:
-            task.add_argument("--data", type=Path, required=True, help="folder of the data")
+        what = "folder of clips, see clips.py, instead of simulated ones" if name in SIMULATED else "folder of the data"
+        task.add_argument("--data", type=Path, required=name not in SIMULATED, help=what)
         task.add_argument("--bundle", type=Path, default=SHIPPED.parent / name)
         task.add_argument("--only", action="append", default=[], help="a speaker, log or recording; may be repeated")
         task.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -153,7 +153,8 @@ def _on_data(args: argparse.Namespace) -> int:
         bundle = Bundle.read(args.bundle)
         if bundle.task != args.task:
             raise ValueError(f"{args.bundle}: expected a bundle of {args.task}, got one of {bundle.task}")
-        scores = TASKS[args.task].evaluate(bundle, getattr(args, "data", None), args.only)
+        task = TASKS["clips" if args.task in SIMULATED and args.data else args.task]
+        scores = task.evaluate(bundle, args.data, args.only)
     except (EdgeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

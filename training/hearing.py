@@ -35,7 +35,7 @@ from training import supervised
 from training.batches import Batch, regular_batch, regular_steps
 from training.models import ModelResult, MultiModalFusionNetwork
 from training.nets import heard_as
-from training.protocols import add_noise
+from training.protocols import add_noise, noise, power
 from training.real_data import read_sounds, read_words
 from training.recipe import Recipe
 from training.supervised import rate_loss, words
@@ -201,7 +201,7 @@ def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any
     noise, which is so much below each sound itself, and so quiet where the sound is silence; the same of those never
     learned from, by the rule in the manifest. One sound is heard after the other, without a reset. Clips of silence are
     cut out of the same few recordings, be they learned from or not. Of words also how "stop" is told in a stream of
-    what the unheard speakers say, see `stream`."""
+    what the unheard speakers say, see `stop_curve`."""
     clips = [clip for clip in read(bundle.task, folder) if not only or clip.group in only]
     if unknown := set(only) - {clip.group for clip in clips}:
         raise ValueError(f"{folder}: no such speakers or folds: {sorted(unknown)}")
@@ -225,7 +225,7 @@ def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any
         for clip in tqdm(clips, name, leave=False):
             sound = placed(clip.samples, ear.samples, 0)
             if snr_db is not None:
-                sound = sound + noise(len(sound), power(clip.samples), snr_db, rng)
+                sound = sound + noise(sound.shape, power(clip.samples), snr_db, rng)
             said.append(ear.shares(model, sound, ear.ticks).mean(0))
         right = np.argmax(said, 1) == truth
         row: dict[str, Any] = {"all": _mean(right), "unheard": _mean(right[apart])}
@@ -279,7 +279,7 @@ def stop_curve(bundle: Bundle, model: Any, clips: Sequence[Clip], snr_db: float 
     parts.append(np.zeros(ear.window, np.float32))
     sound = np.concatenate(parts)
     if snr_db is not None:
-        sound = sound + noise(len(sound), float(np.mean([power(clip.samples) for clip in said])), snr_db, rng)
+        sound = sound + noise(sound.shape, float(np.mean([power(clip.samples) for clip in said])), snr_db, rng)
     model.reset()
     ticks = (len(sound) - ear.window) // ear.hop + 1
     shares = ear.shares(model, sound, ticks)
@@ -297,15 +297,6 @@ def stop_curve(bundle: Bundle, model: Any, clips: Sequence[Clip], snr_db: float 
         hours = ticks * ear.period_s / 3600
         curve.append({"sure": sure, "missed": _mean(~np.array(heard)), "false_an_hour": round(false / hours, 2)})
     return {"stops": len(stops), "hours": round(ticks * ear.period_s / 3600, 5), "curve": curve}
-
-
-def power(samples: np.ndarray) -> float:
-    return float(np.mean(np.square(samples, dtype=np.float64)))
-
-
-def noise(n: int, below: float, snr_db: float, rng: np.random.Generator) -> np.ndarray:
-    """float32 (n,): white, so much below a power."""
-    return rng.standard_normal(n, np.float32) * np.float32(np.sqrt(below / 10 ** (snr_db / 10)))
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -32,8 +32,17 @@ def add_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator) -> n
     """samples (..., n) -> float32 of that shape plus white noise, not clipped. The power of the signal is its mean
     square over the n samples, each row by itself; silence of all zeros stays as it is."""
     samples = np.asarray(samples, np.float32)
-    power = np.mean(np.square(samples, dtype=np.float64), -1, keepdims=True)
-    return samples + rng.standard_normal(samples.shape, np.float32) * np.float32(np.sqrt(power / 10 ** (snr_db / 10)))
+    return samples + noise(samples.shape, power(samples), snr_db, rng)
+
+
+def power(samples: np.ndarray) -> np.ndarray:
+    """(..., n) -> (..., 1): each row's mean square."""
+    return np.mean(np.square(samples, dtype=np.float64), -1, keepdims=True)
+
+
+def noise(shape: tuple[int, ...], below: np.ndarray | float, snr_db: float, rng: np.random.Generator) -> np.ndarray:
+    """float32 of that shape: white, so much below a power."""
+    return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(below / 10 ** (snr_db / 10)))
 
 
 def pair_digits(

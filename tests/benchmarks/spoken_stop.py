@@ -3,11 +3,12 @@
 The simulated robot drives; somebody whom the model never heard says "stop" in the room. Each node is a process of its
 own: simulator, model, watchdog, and the one that hears words. A stop counts from the last loud moment of the recording
 until the robot stands for 0.3 s; it is missed if no "stop" was heard within SECONDS. Then the robot is told to drive
-on. Where the episode ended, or the robot stood before, it counts as nothing.
+on. Where the episode ended, or the robot stood before, it counts as nothing. Without --data a tone is the voice and a
+toy that knows it hears, while it sounds: before its end.
 
 `ear_percent_of_a_core` is the processor time that the node took which hears, all that ROS costs it included.
 
-    .venv/bin/python -m tests.benchmarks.spoken_stop --data FOLDER --json
+    .venv/bin/python -m tests.benchmarks.spoken_stop [--data FOLDER] --json
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from geometry_msgs.msg import TwistStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import String
+from toy_ear import STOP_HZ, tone, write_toy_ear
 
 from mm_edge.bundle import SHIPPED_WORDS, Bundle
 from mm_edge.messages import to_ros
@@ -118,9 +120,8 @@ class Room:
         return (heard["stood"]["stamp_ns"] - heard["voice"]["start_ns"]) / 1e6 - 1e3 * end_s(samples)
 
 
-def measure(folder: Path, words: Path, n: int) -> dict[str, Any]:
-    said, delays_ms, missed, void = stops(folder, Bundle.read(words)), list[float](), 0, 0
-    rng = np.random.default_rng(0)
+def measure(said: list[np.ndarray], words: Path, n: int) -> dict[str, Any]:
+    rng, delays_ms, missed, void = np.random.default_rng(0), list[float](), 0, 0
     with tempfile.TemporaryDirectory() as logs, ros.ros_graph(Path(logs)) as graph:
         room = Room(graph)
         for node in ("edge_node", "watchdog_node"):
@@ -159,12 +160,18 @@ def cpu_s(pid: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the archive of spoken words")
+    parser.add_argument("--data", type=Path, help="folder with the archive of spoken words")
     parser.add_argument("--words", type=Path, default=SHIPPED_WORDS, help="the bundle that hears (%(default)s)")
     parser.add_argument("--stops", type=int, default=60, help="how many (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a line")
     args = parser.parse_args()
-    result = measure(args.data, args.words, args.stops)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.data:
+            said, words = stops(args.data, Bundle.read(args.words)), args.words
+        else:
+            said, words = [tone(STOP_HZ, 0.5, PEAK)], Path(folder) / "ear"
+            write_toy_ear(words)
+        result = measure(said, words, args.stops)
     if args.json:
         print(json.dumps(result))
     else:
