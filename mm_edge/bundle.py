@@ -11,6 +11,7 @@ names the file.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import io
 import json
@@ -55,8 +56,10 @@ class Bundle(Manifest):
         if len(folder.parts) == 1 and not (folder / MANIFEST).exists() and (BUNDLES / folder / MANIFEST).is_file():
             folder = BUNDLES / folder
         if not folder.exists():
-            shipped = ", ".join(sorted(path.parent.name for path in BUNDLES.glob(f"*/{MANIFEST}")))
-            raise BundleError(f"{folder}: expected the folder of a bundle, or the name of a shipped one: {shipped}")
+            shipped = sorted(path.parent.name for path in BUNDLES.glob(f"*/{MANIFEST}"))
+            meant = "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(folder.name, shipped, 1))
+            what = f"the folder of a bundle, or the name of a shipped one: {', '.join(shipped)}"
+            raise BundleError(f"{folder}: expected {what}{meant}")
         text = _read_file(folder, MANIFEST)
         manifest = parse_manifest(folder / MANIFEST, text)
         contents = {name: _read_file(folder, name) for name in manifest.files}

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mm_edge.errors import MissingDependency
-from mm_edge.types import Action, Attention, Output
+from mm_edge.types import NS, Action, Attention, Event, Output
 
 MIN_WIDTH = 640  # smaller frames are enlarged to this, so that text can be read,
 MAX_HEIGHT = 1280  # unless they become higher than this
 BAR = 54  # height of the bar below the frame
 COLUMNS, LINE = 6, 26  # tiles of words in a row; height of a line of text
 MOST_VALUES = 3  # that are shown, if there are more than four
+EVENT_S = 2.0  # for so long an event can be read
 SHEET_COLUMNS, THUMB = 5, (320, 240)
 INK, DIM, BAD, GOOD, AMBER, SHADE = (
     (240, 240, 240),
@@ -33,9 +35,9 @@ INK, DIM, BAD, GOOD, AMBER, SHADE = (
 def draw(rgb: np.ndarray, output: Output, title: str = "") -> np.ndarray:
     """uint8 (h, w, 3) -> uint8 (h', w', 3), RGB, the sides even as video wants them; `rgb` is not changed.
 
-    The heat map shows the output's first attention over the whole frame; the arrow the action's first row; the bar
-    below each stream's age, red if masked. Without an action the reason is written over the frame, or what was said or
-    told instead: caption, values.
+    The heat map shows the output's first attention over the whole frame; the arrow the action's first row; its events
+    stand below the title; the bar below each stream's age, red if masked. Without an action the reason is written over
+    the frame, or what was said or told instead: caption, values.
     Raises MissingDependency without cv2.
     """
     cv2 = _cv2()
@@ -46,6 +48,20 @@ def draw(rgb: np.ndarray, output: Output, title: str = "") -> np.ndarray:
         _arrow(cv2, frame, output.action)
     _caption(cv2, frame, title, output)
     return np.vstack([frame, _bar(cv2, frame.shape[1], output)])
+
+
+class Lingering:
+    """Outputs one after the other -> the same, but an event stands for EVENT_S: a tick is too short to read it."""
+
+    def __init__(self) -> None:
+        self._events, self._since_ns = tuple[Event, ...](), 0
+
+    def __call__(self, output: Output) -> Output:
+        if output.events:
+            self._events, self._since_ns = output.events, output.stamp_ns
+        elif not 0 <= output.stamp_ns - self._since_ns < EVENT_S * NS:
+            self._events = ()
+        return replace(output, events=self._events)
 
 
 def draw_words(
@@ -179,6 +195,9 @@ def _arrow(cv2, frame: np.ndarray, action: Action) -> None:
 def _caption(cv2, frame: np.ndarray, title: str, output: Output) -> None:
     if title:
         _write(cv2, frame, title, (12, 26), INK, 0.62)
+    if output.events:
+        told = ", ".join(f"{event.label} {event.score:.2f}" for event in output.events)
+        _write(cv2, frame, told, (12, 56), GOOD, 0.75)
     line = frame.shape[0] - 12
     said = output.caption.text if output.caption else in_words(output.values)
     if output.action is None and (output.reasons or not said):

@@ -190,7 +190,7 @@ class MicrophoneSource(Source):
         except (sounddevice.PortAudioError, ValueError) as error:
             raise EdgeError(
                 f"{stream}: {self.name} cannot be opened at {sample_rate_hz} Hz with {channels} channels ({error});"
-                f" microphones here: {_microphones(sounddevice)}"
+                f" microphones here: {'; '.join(microphones()) or 'none'}"
             ) from None
 
     def __iter__(self) -> Iterator[Sample]:
@@ -353,11 +353,12 @@ def _sounddevice(stream: str) -> Any:
     return sounddevice
 
 
-def _microphones(sounddevice: Any) -> str:
-    found = [
+def microphones() -> list[str]:
+    """Those of this machine, in words. Raises EdgeError or MissingDependency if there is nothing to ask them with."""
+    sounddevice = _sounddevice("audio")
+    return [
         f"{device['index']} {device['name']} ({device['max_input_channels']} channels,"
         f" {device['default_samplerate']:.0f} Hz)"
         for device in sounddevice.query_devices()
         if device["max_input_channels"]
     ]
-    return "; ".join(found) or "none"

@@ -77,6 +77,12 @@ def test_no_bundle_there(tmp_path):
         Bundle.read(tmp_path / "nowhere")
 
 
+def test_a_name_that_is_nearly_right_is_guessed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match=r"word: expected .*; did you mean words\?$"):
+        Bundle.read("word")
+
+
 def set_in(*path):
     """A change of a manifest: the last of `path` is the value set at the keys before it."""
     *keys, last, value = path

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from types import ModuleType
 
 import pytest
 from toy_bundle import write_toy_bundle
@@ -53,6 +54,15 @@ def test_what_it_does_not_need_does_not_fail_it(capsys, toy, monkeypatch):
     status, out = consult(capsys, toy)
     assert status == 0
     assert install("record") in out
+
+
+def test_without_a_microphone_it_says_so(capsys, toy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", ModuleType("sounddevice"))  # whether or not it is installed here
+    monkeypatch.setattr(doctor, "microphones", list)
+    status, out = consult(capsys, toy)
+    assert status == 0 and "but no device" in out
+    monkeypatch.setattr(doctor, "microphones", lambda: ["0 Mic (2 channels, 48000 Hz)"])
+    assert "0 Mic (2 channels, 48000 Hz)" in consult(capsys, toy)[1]
 
 
 def test_a_damaged_bundle_is_named(capsys, toy):

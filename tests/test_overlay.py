@@ -1,13 +1,15 @@
 """What the overlay shows can be found again in its pixels."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
 from mm_edge.clip import Clip
 from mm_edge.language import Token, words_of
-from mm_edge.overlay import BAD, BAR, COLUMNS, GOOD, INK, LINE, draw, draw_words
-from mm_edge.types import Action, Attention, Caption, Output
+from mm_edge.overlay import BAD, BAR, COLUMNS, GOOD, INK, LINE, Lingering, draw, draw_words
+from mm_edge.types import NS, Action, Attention, Caption, Event, Output
 
 ACTION = Action(("linear_x", "angular_z"), np.float32([[0.4, 0.8]]), 0.1)
 
@@ -29,6 +31,16 @@ def test_a_model_that_says_or_tells_something_does_not_lack_an_action():
         assert not len(near(said[440:480], BAD)) and len(near(said[440:480], INK)) > 20
         assert len(near(refused[440:480], BAD)) > 20
     assert len(near(draw(rgb, output())[440:480], BAD)) > 20  # silence is told
+
+
+def test_an_event_stands_long_enough_to_be_read():
+    rgb, event = np.zeros((480, 640, 3), np.uint8), Event("door", 0.93, 0)
+    lingering = Lingering()
+    stands = {}
+    for at_s, events in {0.0: (), 1.0: (event,), 2.9: (), 3.1: ()}.items():
+        shown = lingering(replace(output(action=ACTION), stamp_ns=round(at_s * NS), events=events))
+        stands[at_s] = shown.events == (event,) and len(near(draw(rgb, shown)[:80], GOOD)) > 50
+    assert stands == {0.0: False, 1.0: True, 2.9: True, 3.1: False}
 
 
 def test_small_frames_are_enlarged_and_stay_as_they_were():

@@ -21,6 +21,7 @@ from mm_edge import engine as engines
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.commands.ros import PROFILE_VARIABLES, Ros, RosMissing, find_ros
 from mm_edge.errors import EdgeError, install
+from mm_edge.sources import microphones
 
 WHEEL_TIMEOUT = (
     "give the base a wheel time-out of its own, e.g. cmd_vel_timeout: 0.3 of ros2_control's diff_drive_controller; a"
@@ -76,7 +77,7 @@ def _checks(bundle: Path) -> Iterator[Check]:
     yield _library("search", "lancedb", install("search"))
     yield _library("pretrained", "tokenizers", install("language"))
     yield _library("training", "torch", install("train"))
-    yield _library("microphone", "sounddevice", f"sudo apt install libportaudio2; {install('audio')}")
+    yield _microphone()
 
 
 def _library(name: str, module: str, fix: str, needed: bool = False) -> Check:
@@ -87,6 +88,13 @@ def _library(name: str, module: str, fix: str, needed: bool = False) -> Check:
     except Exception as error:  # installed, but a system library of its own is missing or does not fit
         return Check(name, False, f"{module} does not load: {error}", fix, needed)
     return Check(name, True, f"{module} {getattr(library, '__version__', '')}".rstrip(), needed=needed)
+
+
+def _microphone() -> Check:
+    library = _library("microphone", "sounddevice", f"sudo apt install libportaudio2; {install('audio')}")
+    if library.ok and not (found := microphones()):
+        return Check("microphone", False, f"{library.found}, but no device", "plug one in, or start the sound server")
+    return library if not library.ok else Check("microphone", True, f"{library.found}: {'; '.join(found)}")
 
 
 def _engines(folder: Path) -> Iterator[Check]:

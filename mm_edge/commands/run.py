@@ -29,7 +29,7 @@ from mm_edge.clip import Video
 from mm_edge.commands.view import PORT
 from mm_edge.errors import EdgeError, SampleError
 from mm_edge.language import Language, caption_of
-from mm_edge.overlay import draw, in_words
+from mm_edge.overlay import Lingering, draw, in_words
 from mm_edge.pipeline import Pipeline
 from mm_edge.preprocess import check
 from mm_edge.sources import CameraSource, Feed, Source, open_sound
@@ -111,6 +111,7 @@ class Live:
         self._latency_ms, self._tick_ms = list[float](), list[float]()
         self._told = {"reasons": Counter[str](), "notes": Counter[str]()}  # whatever their numbers
         self._events: Counter[str] = Counter()
+        self._lingering = Lingering()
         self._wording: dict[str, str] = {}  # of each, as it was first told
         self._begun_s = time.monotonic()
 
@@ -240,6 +241,7 @@ class Live:
             self._viewer.output(output)
         if not self._video:
             return
+        output = self._lingering(output)
         due = math.ceil((time.monotonic() - self._begun_s) * self._fps)  # so that it plays in real time
         if due > self._drawn:
             used = (frame for frame in frames if output.sources.get(frame.stream) == frame.stamp_ns)

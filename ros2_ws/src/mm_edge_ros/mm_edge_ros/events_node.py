@@ -18,7 +18,7 @@ from mm_edge.errors import BundleError, EdgeError
 from mm_edge.events import bearing_rad
 from mm_edge.health import Health
 from mm_edge.messages import output_to_json, to_ros
-from mm_edge.overlay import draw
+from mm_edge.overlay import Lingering, draw
 from mm_edge.pipeline import Pipeline
 from mm_edge.preprocess import words_of
 from mm_edge.types import NS, Audio, Event, Output, Sample
@@ -27,7 +27,6 @@ from mm_edge_ros.bundle_node import BundleNode, take_one_thread
 from mm_edge_ros.node import ERROR, EVENTS_QOS, LATCHED_QOS, OK, SENSOR_QOS, WARN, declare, run
 
 HEARD_S = 1.0  # of the sound that is kept, to tell where it came from
-SHOWN_S = 2.0  # for so long an event stands on the overlay
 
 
 class EventsNode(BundleNode):
@@ -48,6 +47,7 @@ class EventsNode(BundleNode):
         self._heard: deque[tuple[int, Audio]] = deque()  # arrivals and chunks
         self._last: Event | None = None
         self._last_ns = 0
+        self._lingering = Lingering()
         self._counts: Counter[str] = Counter()
         self._command = ""  # the last that is no stop, whoever gave it
         self._ordered = ""  # by us, the last
@@ -107,12 +107,10 @@ class EventsNode(BundleNode):
             said = {"label": event.label, "score": round(event.score, 4), "start_ns": event.start_ns}
             said |= {"stamp_ns": output.stamp_ns, "bearing_rad": None if bearing is None else round(bearing, 3)}
             self._events.publish(String(data=json.dumps(said)))
+        shown = self._lingering(output)
         if frame and self._overlay.get_subscription_count():
-            title = ""
-            if self._last and output.stamp_ns - self._last_ns < SHOWN_S * NS:
-                title = f"{self._last.label} {self._last.score:.2f}"
             msg = Image()
-            to_ros("image", msg, output.stamp_ns, draw(frame.data, output, title), frame.stream)
+            to_ros("image", msg, output.stamp_ns, draw(frame.data, shown), frame.stream)
             self._overlay.publish(msg)
 
     def _order(self, text: str) -> None:
