@@ -332,6 +332,8 @@ def _wrong_stream(spec: StreamSpec) -> str | None:
         return "max_age_ms above 0, or a latched stream"
     if spec.latched and spec.kind in ("audio", "imu"):
         return "no latched stream of a kind that is seen through a window"
+    if spec.joints and (spec.kind != "vector" or spec.shape[0] % len(spec.joints)):
+        return "joints of a vector alone, and as many numbers for each"
     if min(spec.std, default=0) <= 0 or len(spec.mean) != len(spec.std):
         return "as many std as mean, above 0"
     if len(spec.std) not in {"imu": (1, 6), "vector": (1, spec.shape[0])}.get(spec.kind, (1,)):

@@ -20,7 +20,7 @@ import json
 import math
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from operator import index
 from typing import Any
@@ -73,8 +73,9 @@ def from_ros(spec: StreamSpec, type_name: str, msg: Any, arrival_ns: int) -> Sam
     Reads Image (rgb8, bgr8, rgba8, bgra8, mono8, yuyv, uyvy) and CompressedImage (jpeg, png) as image, PointCloud2 as
     audio (see above) or points, AudioChunk, LaserScan, Imu, String, and as vector: Twist and TwistStamped (6: linear,
     angular), Odometry (13: position, orientation x y z w, linear, angular), JointState (position, velocity, effort, as
-    far as given, in the message's order), NavSatFix (3: latitude, longitude in degrees, to 0.8 m, altitude in m) and
-    JointTrajectory (the first point's positions, or velocities if it has none). Arrays may share the message's memory.
+    far as given), NavSatFix (3: latitude, longitude in degrees, to 0.8 m, altitude in m) and JointTrajectory (the first
+    point's positions, or velocities if it has none). Joints come in the order of `spec.joints`, those that it does not
+    name are left out; without it as the message has them. Arrays may share the message's memory.
     Whether the values make sense (NaN, a wrong sample rate) is for `preprocess.check`.
 
     Raises SampleError for a message of another type, without a stamp, or whose fields contradict each other.
@@ -243,7 +244,7 @@ def _odometry(spec: StreamSpec, msg: Any) -> np.ndarray:
 
 
 def _joint_state(spec: StreamSpec, msg: Any) -> np.ndarray:
-    return np.concatenate([msg.position, msg.velocity, msg.effort], dtype=np.float32)
+    return _in_order(spec, msg.name, [msg.position, msg.velocity, msg.effort])
 
 
 def _nav_sat_fix(spec: StreamSpec, msg: Any) -> np.ndarray:
@@ -256,7 +257,20 @@ def _joint_trajectory(spec: StreamSpec, msg: Any) -> np.ndarray:
     if not msg.points:
         raise SampleError(spec.name, "a point", "an empty trajectory")
     point = msg.points[0]
-    return np.array(point.positions if len(point.positions) else point.velocities, np.float32)
+    return _in_order(spec, msg.joint_names, [point.positions if len(point.positions) else point.velocities])
+
+
+def _in_order(spec: StreamSpec, names: Sequence[str], given: Sequence[Sequence[float]]) -> np.ndarray:
+    """Joints have no order of their own: several drivers may publish on one topic, each its own."""
+    if not spec.joints or tuple(names) == spec.joints:
+        return np.concatenate([(), *given], dtype=np.float32)  # so that a single one has one axis, too
+    at = {name: i for i, name in enumerate(names)}
+    if missing := [name for name in spec.joints if name not in at]:
+        raise SampleError(spec.name, f"the joints {', '.join(spec.joints)}", f"none of {', '.join(missing)}")
+    counts = [len(values) for values in given]
+    if any(n not in (0, len(names)) for n in counts):
+        raise SampleError(spec.name, f"a number for each of {len(names)} joints", f"{counts} numbers")
+    return np.array([values[at[name]] for values in given if len(values) for name in spec.joints], np.float32)
 
 
 def _audio(spec: StreamSpec, msg: Any) -> Audio:

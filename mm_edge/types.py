@@ -83,6 +83,7 @@ class StreamSpec:
     frame: str = ""  # mounting frame the model was trained with
     fov_deg: float = 0.0  # horizontal field of view the model was trained with
     fit: str = "stretch"  # image: one of FITS
+    joints: tuple[str, ...] = ()  # vector: names, by which a message about joints is put in order; empty: as it comes
 
     @property
     def dtype(self) -> str:

@@ -403,6 +403,24 @@ def test_vectors(new):
     assert_same(values, np.float32([0, 2, 0, 0, 0, 0, 1, 0.1, 0, 0, 0, 0, -2]))
 
 
+def test_joints_come_in_the_order_that_was_learned(new):
+    msg = new("sensor_msgs/msg/JointState")
+    msg.header.stamp.sec, msg.name = 1, ["finger", "elbow", "shoulder"]
+    msg.position, msg.velocity = np.float64([0.5, 2, 1]), np.float64([0, 0.25, 0.125])
+    assert_same(_arm(msg).data, np.float32([1, 2, 0.125, 0.25]))
+    msg.name = ["finger", "wrist", "shoulder"]
+    with pytest.raises(SampleError, match="expected the joints shoulder, elbow, got none of elbow"):
+        _arm(msg)
+    msg.name = ["elbow", "shoulder"]
+    with pytest.raises(SampleError, match=r"expected a number for each of 2 joints, got \[3, 3, 0\] numbers"):
+        _arm(msg)
+
+
+def _arm(msg):
+    spec = StreamSpec("joints", "vector", (4,), 50, 100, joints=("shoulder", "elbow"))
+    return from_ros(spec, "sensor_msgs/msg/JointState", msg, ARRIVAL_NS)
+
+
 # Actions and outputs -----------------------------------------------------------------------------------------------
 
 

@@ -171,16 +171,20 @@ def _fill(path: Path, topics: dict[str, Topic]) -> None:
     specs: dict[str, StreamSpec] = {}  # what the first sample was like, all others must be
     joints = _joints(path)
     now_ns = 0  # a SampleError has no time: it goes with what arrived before it
-    asked = [StreamSpec(topic, kind, (), 0, 0) for topic, kind in kinds.items()]
+    sensors = {topic.topic for topic in topics.values() if topic.kind != "command"}
+    firsts = {name: said[0][0] for name, said in joints.items() if name in sensors}  # all others in this order
+    asked = [StreamSpec(topic, kind, (), 0, 0, joints=firsts.get(topic, ())) for topic, kind in kinds.items()]
+    told = {name: iter(said) for name, said in joints.items()}
     for record in read(path, asked, {topic: topic for topic in kinds}) if asked else ():
         if not isinstance(record, (Sample, SampleError)):
             continue
         topic = topics[record.stream]
-        names, gives = next(joints[topic.topic]) if topic.topic in joints else (topic.names, "")
+        names, gives = next(told[topic.topic]) if topic.topic in told else (topic.names, "")
         try:
             if isinstance(record, SampleError):
                 raise record
             now_ns, data = record.arrival_ns, record.data
+            names = firsts.get(topic.topic, names)
             if topic.values and (names, gives) != (topic.names, topic.gives):
                 was, now = f"{topic.gives} of {list(topic.names)}", f"{gives} of {list(names)}"
                 raise SampleError(topic.topic, was, now)
@@ -203,7 +207,7 @@ def _fill(path: Path, topics: dict[str, Topic]) -> None:
         topic.values = np.array(values, object if topic.kind == "text" else np.float32)
 
 
-def _joints(path: Path) -> dict[str, Iterator[tuple[tuple[str, ...], str]]]:
+def _joints(path: Path) -> dict[str, list[tuple[tuple[str, ...], str]]]:
     """By topic `names` and `gives` of each message about joints, in the order of `read`: samples do not hold them."""
     from rosbags.highlevel import AnyReader
 
@@ -220,7 +224,7 @@ def _joints(path: Path) -> dict[str, Iterator[tuple[tuple[str, ...], str]]]:
                 said = tuple(msg.name), ", ".join(given)
             before = found.setdefault("/" + connection.topic.lstrip("/"), [])
             before.append(before[-1] if before and before[-1] == said else said)  # one object for most of them
-    return {topic: iter(each) for topic, each in found.items()}
+    return found
 
 
 def _first_spec(name: str, kind: str, data: Any) -> StreamSpec:
@@ -289,6 +293,7 @@ def _spec(name: str, topics: list[Topic], everywhere: bool) -> StreamSpec:
         more["mean"] = tuple(float(np.float32(x)) for x in values.mean(axis=0, dtype=np.float64))
         more["std"] = tuple(float(np.float32(x)) if x > 1e-6 else 1.0 for x in std)
         shape = values.shape[1:]
+        more["joints"] = topics[0].names
         if kind == "imu":
             more["window_ms"] = max(100.0, 4e3 / rate_hz) if rate_hz else 100.0
             shape = (max(4, round(rate_hz * more["window_ms"] / 1e3)), 7)
