@@ -4,9 +4,12 @@
     python -m training.train digits_text --data FOLDER          # and words, which say a little of it: "it is odd"
     python -m training.evaluate digits --data FOLDER --json
 
-The protocol is `protocols.pair_digits`. Pictures and voices meet anew in every batch, in noise of their own. Voices are
-changed a lot: where those it learned by are all too easy, a model trusts them more than it should those it never heard.
-One of both senses is absent in a share of the samples.
+The protocol is `protocols.pair_digits`. Pictures and voices meet anew in every batch, in noise of their own, voices
+from hardly heard to clear; one of the senses is absent in a share of the samples. There are few voices to learn by, and
+a model that learns from labels how far to trust them trusts one that it never heard far too much. So voices are changed
+a lot, and mixed with each other (mixup, Zhang et al. 2018), which makes a sense as unsure as it should be. The labels
+are for each sense alone; all together learn the product of what each says (a product of experts, Hinton 2002). As that
+needs no label, a voice may say another digit than the picture shows.
 """
 
 from __future__ import annotations
@@ -44,10 +47,11 @@ __all__ = ["build_model", "evaluate", "exam", "loss", "score", "supply", "words"
 MEASURES = {"right": "share of digits told right"}
 
 HINTS = (("it is even", "an odd one"), ("less than five", "five or more"))  # each halves what it can be
-TERMS = {"alone": 0.3, "rates": 1.0}  # what each sense says by itself, beside what both say; rates of spikes
+TERMS = {"alone": 0.3, "rates": 1.0}  # what each sense says by itself, beside what all say; rates of spikes
 SNRS_DB = (20.0, 10.0, 0.0, -5.0)  # of voices
 DRAWS = 3  # of noise, and of who says what
-SPEED, SNR_DB, TRACT, MICROPHONE = (0.6, 1.6), (-4.0, 4.0), 0.25, 0.7  # how different voices are to learn from
+SPEED, SNR_DB, TRACT, MICROPHONE = (0.6, 1.6), (-8.0, 20.0), 0.25, 0.7  # how different voices are to learn from
+MIX = 0.4  # of the Beta distribution that says how much of another voice there is
 LEVEL = 3000.0  # of a voice as a microphone with automatic gain gives it, of int16
 
 
@@ -70,10 +74,14 @@ def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Digits:
 
 
 def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
-    digit = batch.labels["digit"][:, 0]
-    said = out.output[:, 0]
-    wrong = F.cross_entropy(said, digit, label_smoothing=0.05)
-    alone = sum(F.cross_entropy(model.aux[name](out.tokens[name][:, 0]), digit) for name in model.names)
+    digit, heard = batch.labels["digit"][:, 0], batch.labels["heard"][:, 0]
+    said, there = out.output[:, 0], batch.mask[:, 0]
+    alone, evidence = said.new_zeros(()), torch.zeros_like(said)
+    for i, name in enumerate(model.names):
+        logits = model.aux[name](out.tokens[name][:, 0])
+        alone = alone + F.cross_entropy(logits, heard if name == "audio" else digit)
+        evidence = evidence + there[:, i, None] * logits.detach().log_softmax(-1)
+    wrong = F.cross_entropy(said, evidence.softmax(-1))
     rates, spread = rate_loss(batch, out)
     right = (said.argmax(-1) == digit).float().mean()
     weights = {**TERMS, **recipe.train.weights}
@@ -91,7 +99,7 @@ class Digits:
         self._clips = {digit: [clip for clip in clips if clip.digit == digit] for digit in range(10)}
         if not all(self._clips.values()):
             raise ValueError(f"data.held_out: the speakers that are left, {learned}, do not say every digit")
-        self.lanes, self.absent = recipe.train.lanes, recipe.data["absent"]
+        self.lanes, self.absent, self.misheard = recipe.train.lanes, recipe.data["absent"], recipe.data["misheard"]
         self._specs = {spec.name: spec for spec in recipe.streams}
         self._names, self._words = list(self._specs), words(recipe)
         self.steps_an_epoch = len(self.images) // self.lanes
@@ -103,11 +111,16 @@ class Digits:
         images = self.images[chosen]  # not moved: they are all centred
         by_digit = self.labels[chosen]
         # A voice never says a word twice in the same way, and there are few voices to learn from.
-        clips = [_spoken(self._clips[digit][rng.integers(len(self._clips[digit]))], rng) for digit in by_digit.tolist()]
-        draw = pair_digits(images, by_digit, clips, rng, snr_db=rng.uniform(*SNR_DB))
+        heard = np.where(rng.random(n) < self.misheard, rng.integers(10, size=n), by_digit)
+        clips = [_spoken(self._clips[digit][rng.integers(len(self._clips[digit]))], rng) for digit in heard.tolist()]
+        draw = pair_digits(images, heard, clips, rng, snr_db=rng.uniform(*SNR_DB))._replace(labels=by_digit)
+        said = np.eye(10, dtype=np.float32)[heard]
         x = inputs_of(draw, self._specs, self._words)
         if "audio" in x:
-            x["audio"] = torch.from_numpy(another_voice(x["audio"].numpy(), rng, TRACT, MICROPHONE))
+            voices, share = another_voice(x["audio"].numpy(), rng, TRACT, MICROPHONE), rng.beta(MIX, MIX, n)
+            share, other = np.float32(np.maximum(share, 1 - share)), rng.permutation(n)
+            x["audio"] = torch.from_numpy(_mixed(voices, other, share))
+            said = _mixed(said, other, share)
         mask = np.ones((n, 1, len(self._names)), np.float32)
         if len(self._names) > 1:
             gone = rng.random(n)
@@ -117,13 +130,20 @@ class Digits:
             mask[rng.random(n) < self.absent, 0, self._names.index("text")] = 0
         dt = torch.ones(n, 1, 1)
         steps = {name: regular_steps(x[name][:, None], dt, 1, 1.0) for name in self._names}
-        return regular_batch(steps, torch.from_numpy(mask), dt, {"digit": torch.from_numpy(draw.labels)[:, None]})
+        labels = {"digit": torch.from_numpy(by_digit)[:, None], "heard": torch.from_numpy(said)[:, None]}
+        return regular_batch(steps, torch.from_numpy(mask), dt, labels)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rng": self._rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rng.bit_generator.state = state["rng"]
+
+
+def _mixed(x: np.ndarray, other: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(n, ...): each with the rest of another."""
+    share = share.reshape(-1, *[1] * (x.ndim - 1))
+    return share * x + (1 - share) * x[other]
 
 
 def _spoken(clip: DigitClip, rng: np.random.Generator) -> DigitClip:
