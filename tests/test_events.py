@@ -1,6 +1,7 @@
 """Sight and sound of what happens: simulated clips, the model that tells, and what it learns from and is scored on."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_a_clip_is_the_event_that_was_surest_at_any_frame():
     shares[1, 7, 2] = 0.9  # for one frame only: 0.45 is not sure
     shares[2, 0:3, 2] = 0.9  # that was the clip before
     assert events.label_of(shares, rule).tolist() == [3, quiet, quiet, quiet]
+
+
+def test_events_are_told_late_and_others_falsely(clips):
+    rule, quiet = EventsSpec((QUIET,), sure=0.5, ticks=1), LABELS.index(QUIET)
+    shares = np.zeros((2, FRAMES, len(LABELS)), np.float32)
+    shares[..., quiet] = 0.4
+    shares[0, 11:13, 2] = 0.9  # told by the frame that ends at 1.5 s
+    shares[0, 15, 3] = 0.7  # did not happen
+    shares[1, 2, 4] = 0.7  # that was the clip before
+    heard = [clips[0]._replace(label=LABELS[2], onset_s=1.25), clips[0]._replace(label=QUIET, onset_s=3.0)]
+    assert events.spotted(LABELS, rule, heard, shares) == ([0.25], 1)
+    assert events.spotted(LABELS, replace(rule, sure=0.8), heard, shares) == ([0.25], 0)
 
 
 def test_what_a_batch_hears_is_what_a_robot_hears(clips):

@@ -44,6 +44,7 @@ HELD_S, FADED_S = 0.3, 0.7  # after its end: so long it is told; until then it m
 SEEN_S, LOOKED_S = 0.25, 1.2  # after something began to move, from when on and until when its motion is to be seen
 IGNORED = -100
 ENDS_S = np.arange(1, FRAMES + 1) / FRAME_HZ  # of frames
+SURES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # how sure an event may have to be
 QUIET_WEIGHT = 0.3  # of the ticks on which nothing happens: most are
 ANEW = 0.2  # of the clips are told of from rest, the others after another one
 TERMS = {"rates": 1.0, "senses": 0.5}
@@ -240,21 +241,37 @@ def evaluate(bundle: Bundle, folder: Path | None, only: Sequence[str]) -> dict[s
         shares = told(model, specs, clips, set(some), name)
         scores[name] = round(float(np.mean(label_of(shares, rule) == truth)), 4)
     said = label_of(shares, rule)
-    fused, right, late_s = scores.pop("+".join(spec.name for spec in specs)), said == truth, list[float]()
-    spotter = Spotter(names, rule)
-    for clip, share in zip(clips, shares):
-        told_s = [at for at, one in zip(ENDS_S, share) if (e := spotter.take(0, one)) and e.label == clip.label]
-        late_s += [at - clip.onset_s for at in told_s if at > clip.onset_s][:1]
+    fused, right = scores.pop("+".join(spec.name for spec in specs)), said == truth
+    late_s, _ = spotted(names, rule, clips, shares)
+    curve, minutes, happened = [], CLIPS * FRAMES / FRAME_HZ / 60, int((truth != quiet).sum())
+    for sure in SURES:
+        heard, false = spotted(names, replace(rule, sure=sure), clips, shares)
+        missed = round(1 - len(heard) / happened, 4) if happened else None
+        curve.append({"sure": sure, "missed": missed, "false_a_minute": round(false / minutes, 2)})
     return {
         "clips": CLIPS, "fused": fused, **scores,
         "told_after_s": {f"p{p}": round(float(np.percentile(late_s, p)), 3) for p in (50, 95)} if late_s else None,
         "told": len(late_s), "quiet_clips": int((truth == quiet).sum()),
-        "quiet_clips_with_an_event": int((said != quiet)[truth == quiet].sum()),
+        "quiet_clips_with_an_event": int((said != quiet)[truth == quiet].sum()), "by_sure": curve,
         "by_class": {
             label: round(float(right[truth == i].mean()), 4) if (truth == i).any() else None
             for i, label in enumerate(LABELS)
         },
     }  # fmt: skip
+
+
+def spotted(
+    names: Sequence[str], rule: EventsSpec, clips: Sequence[Clip], shares: np.ndarray
+) -> tuple[list[float], int]:
+    """How long after its sound began each event was told, s, of those that were; and how many others were told once a
+    clip had settled."""
+    spotter, late_s, false = Spotter(names, rule), list[float](), 0
+    for clip, share in zip(clips, shares):
+        events = [(at, event) for at, one in zip(ENDS_S, share) if (event := spotter.take(0, one))]
+        true = [at for at, event in events if event.label == clip.label and at > clip.onset_s]
+        late_s += [at - clip.onset_s for at in true[:1]]
+        false += sum(at > SETTLED_S for at, _ in events if at not in true[:1])
+    return late_s, false
 
 
 def label_of(shares: np.ndarray, rule: EventsSpec) -> np.ndarray:
