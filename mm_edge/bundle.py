@@ -57,7 +57,8 @@ class Bundle(Manifest):
             folder = BUNDLES / folder
         if not folder.exists():
             shipped = sorted(path.parent.name for path in BUNDLES.glob(f"*/{MANIFEST}"))
-            meant = "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(folder.name, shipped, 1))
+            close = difflib.get_close_matches(str(folder).lower(), shipped, 1)  # of a path none is
+            meant = f"; did you mean {close[0]}?" if close else ""
             what = f"the folder of a bundle, or the name of a shipped one: {', '.join(shipped)}"
             raise BundleError(f"{folder}: expected {what}{meant}")
         text = _read_file(folder, MANIFEST)

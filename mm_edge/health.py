@@ -76,7 +76,7 @@ def absence(spec: StreamSpec, view: View) -> str | None:
 
 def _clipping(spec: StreamSpec, view: View) -> tuple[str, ...]:
     """What there is to say of the sound in a window, if it is too loud for the microphone."""
-    if view.data.max() < 32767 and view.data.min() > -32767:  # as nearly always, and a tenth of the work
+    if view.data.max() < 32767 and view.data.min() > -32767:  # as nearly always, and far less work
         return ()
     share = float(np.mean((view.data >= 32767) | (view.data <= -32767)))
     return (f"{spec.name} clipped: {share:.0%} of its samples at full scale",) if share > CLIPPED else ()

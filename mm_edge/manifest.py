@@ -332,8 +332,10 @@ def _wrong_stream(spec: StreamSpec) -> str | None:
         return "max_age_ms above 0, or a latched stream"
     if spec.latched and spec.kind in ("audio", "imu"):
         return "no latched stream of a kind that is seen through a window"
-    if spec.joints and (spec.kind != "vector" or spec.shape[0] % len(spec.joints)):
-        return "joints of a vector alone, and as many numbers for each"
+    if spec.joints and (spec.kind != "vector" or not all(spec.joints) or len(set(spec.joints)) < len(spec.joints)):
+        return "joints of a vector alone, each of another name"
+    if spec.joints and spec.shape[0] not in (n * len(spec.joints) for n in (1, 2, 3)):
+        return "position, velocity and effort of the joints, or fewer of these"
     if min(spec.std, default=0) <= 0 or len(spec.mean) != len(spec.std):
         return "as many std as mean, above 0"
     if len(spec.std) not in {"imu": (1, 6), "vector": (1, spec.shape[0])}.get(spec.kind, (1,)):

@@ -94,13 +94,15 @@ def from_ros(spec: StreamSpec, type_name: str, msg: Any, arrival_ns: int) -> Sam
 
 
 def to_ros(
-    kind: str, msg: Any, stamp_ns: int, data: Any, frame_id: str = "", point_field: Callable[..., Any] | None = None
-) -> None:
+    kind: str, msg: Any, stamp_ns: int, data: Any, frame_id: str = "", point_field: Callable[..., Any] | None = None,
+    joints: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Fill `msg`, a message of the type `MESSAGE_TYPES[kind]`, with a sample's data. A message may be filled again and
-    again: its buffers are kept. Audio and points need `point_field`, the PointField class that goes with `msg`."""
+    again: its buffers are kept. Audio and points need `point_field`, the PointField class that goes with `msg`. A
+    vector is the positions of `joints`, then their velocities and efforts; without names all are positions."""
     if kind != "text":
         _set_header(msg, stamp_ns, frame_id)
-    _WRITERS[kind](msg, data, point_field)
+    _WRITERS[kind](msg, data, joints if kind == "vector" else point_field)
 
 
 def action_to_ros(msg: Any, stamp_ns: int, action: Action, frame_id: str = "") -> None:
@@ -261,12 +263,12 @@ def _joint_trajectory(spec: StreamSpec, msg: Any) -> np.ndarray:
 
 
 def _in_order(spec: StreamSpec, names: Sequence[str], given: Sequence[Sequence[float]]) -> np.ndarray:
-    """Joints have no order of their own: several drivers may publish on one topic, each its own."""
-    if not spec.joints or tuple(names) == spec.joints:
-        return np.concatenate([(), *given], dtype=np.float32)  # so that a single one has one axis, too
+    """Joints have no order of their own: a driver that starts anew may have another."""
+    if not spec.joints:
+        return np.concatenate([(), *given], dtype=np.float32)  # with one axis: numbers in two are refused
     at = {name: i for i, name in enumerate(names)}
-    if missing := [name for name in spec.joints if name not in at]:
-        raise SampleError(spec.name, f"the joints {', '.join(spec.joints)}", f"none of {', '.join(missing)}")
+    if len(at) < len(names) or not at.keys() >= set(spec.joints):
+        raise SampleError(spec.name, f"the joints {', '.join(spec.joints)}, each once", ", ".join(names) or "no names")
     counts = [len(values) for values in given]
     if any(n not in (0, len(names)) for n in counts):
         raise SampleError(spec.name, f"a number for each of {len(names)} joints", f"{counts} numbers")
@@ -395,9 +397,10 @@ def _write_imu(msg: Any, row: np.ndarray, _: Any) -> None:
     msg.orientation_covariance[0] = -1.0  # not measured
 
 
-def _write_vector(msg: Any, values: np.ndarray, _: Any) -> None:
-    msg.name = [str(i) for i in range(len(values))]
-    _set_array(msg, "position", values.astype(np.float64))
+def _write_vector(msg: Any, values: np.ndarray, joints: Sequence[str]) -> None:
+    msg.name, n = list(joints), len(joints) or len(values)
+    for i, field in enumerate(("position", "velocity", "effort")):
+        _set_array(msg, field, values[i * n : (i + 1) * n].astype(np.float64))
 
 
 def _write_audio(msg: Any, audio: Audio, point_field: Any) -> None:

@@ -51,7 +51,8 @@ def draw(rgb: np.ndarray, output: Output, title: str = "") -> np.ndarray:
 
 
 class Lingering:
-    """Outputs one after the other -> the same, but an event stands for EVENT_S: a tick is too short to read it."""
+    """Outputs one after the other -> the same, but an event stands until the next, for EVENT_S at most: a tick is too
+    short to read it."""
 
     def __init__(self) -> None:
         self._events, self._since_ns = tuple[Event, ...](), 0

@@ -129,7 +129,7 @@ class RecordingWriter:
         _refuse_inexact(spec.kind, sample)
         msg = self._channels[topic][1]
         point_field = self._store.types["sensor_msgs/msg/PointField"]
-        to_ros(spec.kind, msg, sample.stamp_ns, sample.data, spec.frame, point_field)
+        to_ros(spec.kind, msg, sample.stamp_ns, sample.data, spec.frame, point_field, spec.joints)
         self._put(topic, sample.arrival_ns, msg)
 
     def command(self, topic: str, action: Action, stamp_ns: int, arrival_ns: int) -> None:

@@ -356,9 +356,13 @@ def _sounddevice(stream: str) -> Any:
 def microphones() -> list[str]:
     """Those of this machine, in words. Raises EdgeError or MissingDependency if there is nothing to ask them with."""
     sounddevice = _sounddevice("audio")
+    try:
+        devices = sounddevice.query_devices()
+    except sounddevice.PortAudioError as error:
+        raise EdgeError(f"PortAudio does not tell which microphones there are: {error}") from None
     return [
         f"{device['index']} {device['name']} ({device['max_input_channels']} channels,"
         f" {device['default_samplerate']:.0f} Hz)"
-        for device in sounddevice.query_devices()
+        for device in devices
         if device["max_input_channels"]
     ]

@@ -79,8 +79,10 @@ def test_no_bundle_there(tmp_path):
 
 def test_a_name_that_is_nearly_right_is_guessed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BundleError, match=r"word: expected .*; did you mean words\?$"):
-        Bundle.read("word")
+    with pytest.raises(BundleError, match=r"Word: expected .*; did you mean words\?$"):
+        Bundle.read("Word")
+    with pytest.raises(BundleError, match=r"runs/word: expected .* words$"):
+        Bundle.read("runs/word")
 
 
 def set_in(*path):
@@ -111,7 +113,7 @@ def set_in(*path):
         (set_in("streams", 1, "window_ms", 0), "imu: window_ms above 0"),
         (set_in("streams", 1, "window_ms", 4e-7), "imu: window_ms above 0"),
         (set_in("streams", 1, "frozen_ms", 1e4), "imu: frozen_ms of at most"),
-        (set_in("streams", 1, "joints", ["elbow"]), "imu: joints of a vector alone"),
+        (set_in("streams", 1, "joints", ["elbow"]), "imu: joints of a vector alone, each of another name"),
         (set_in("tick", "anchor", "radar"), "tick.anchor to be one of"),
         (set_in("tick", {"anchor": "camera", "period_ms": 1e-9, "max_period_ms": 1e-9}), "1 <= period_ms"),
         (set_in("tick", "period_ms", 200), "1 <= period_ms <= max_period_ms"),

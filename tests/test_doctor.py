@@ -10,6 +10,7 @@ from toy_bundle import write_toy_bundle
 
 from mm_edge.commands import doctor
 from mm_edge.errors import install
+from mm_edge.sources import microphones
 
 
 @pytest.fixture
@@ -61,8 +62,17 @@ def test_without_a_microphone_it_says_so(capsys, toy, monkeypatch):
     monkeypatch.setattr(doctor, "microphones", list)
     status, out = consult(capsys, toy)
     assert status == 0 and "but no device" in out
+    library = sys.modules["sounddevice"]
+    library.PortAudioError, library.query_devices = type("PortAudioError", (Exception,), {}), fails
+    monkeypatch.setattr(doctor, "microphones", microphones)
+    status, out = consult(capsys, toy)
+    assert status == 0 and "PortAudio does not tell which microphones there are: no host" in out
     monkeypatch.setattr(doctor, "microphones", lambda: ["0 Mic (2 channels, 48000 Hz)"])
     assert "0 Mic (2 channels, 48000 Hz)" in consult(capsys, toy)[1]
+
+
+def fails():
+    raise sys.modules["sounddevice"].PortAudioError("no host")
 
 
 def test_a_damaged_bundle_is_named(capsys, toy):

@@ -125,6 +125,9 @@ def test_events_are_told_late_and_others_falsely(clips):
     heard = [clips[0]._replace(label=LABELS[2], onset_s=1.25), clips[0]._replace(label=QUIET, onset_s=3.0)]
     assert events.spotted(LABELS, rule, heard, shares) == ([0.25], 1)
     assert events.spotted(LABELS, replace(rule, sure=0.8), heard, shares) == ([0.25], 0)
+    curve = {one["sure"]: (one["missed"], one["false_a_minute"]) for one in events.by_sure(LABELS, rule, heard, shares)}
+    a_minute = round(60 / (2 * 20 / 8), 2)  # 20 frames of each clip, at 8 Hz
+    assert (curve[0.7], curve[0.8], curve[0.9]) == ((0.0, a_minute), (0.0, 0.0), (0.0, 0.0))
 
 
 def test_what_a_batch_hears_is_what_a_robot_hears(clips):

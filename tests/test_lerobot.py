@@ -118,6 +118,8 @@ def test_an_episode_becomes_a_recording(tmp_path, dtype, off):
             assert np.abs(frame.data.astype(int) - picture(i)).max() <= off
         first += length
     assert [recording.topics["text"].values.tolist() for recording in recordings] == [TASKS, [TASKS[1]]]
+    joints = {spec.name: spec.joints for spec in streams_of(recordings) if spec.kind == "vector"}
+    assert joints == {"state": tuple(JOINTS), "force": ()}  # as the robot's JointState has them
     assert read_metadata(paths[0])["robot"] == "so100"
     with pytest.raises(RecordingError, match="0: exists already"):
         from_lerobot(tmp_path / "dataset", tmp_path / "recordings")

@@ -409,11 +409,17 @@ def test_joints_come_in_the_order_that_was_learned(new):
     msg.position, msg.velocity = np.float64([0.5, 2, 1]), np.float64([0, 0.25, 0.125])
     assert_same(_arm(msg).data, np.float32([1, 2, 0.125, 0.25]))
     msg.name = ["finger", "wrist", "shoulder"]
-    with pytest.raises(SampleError, match="expected the joints shoulder, elbow, got none of elbow"):
-        _arm(msg)
-    msg.name = ["elbow", "shoulder"]
+    for names in (["finger", "wrist", "shoulder"], ["elbow", "shoulder", "elbow"]):
+        msg.name = names
+        with pytest.raises(
+            SampleError, match=f"expected the joints shoulder, elbow, each once, got {', '.join(names)}"
+        ):
+            _arm(msg)
+    msg.name = ["shoulder", "elbow"]
     with pytest.raises(SampleError, match=r"expected a number for each of 2 joints, got \[3, 3, 0\] numbers"):
         _arm(msg)
+    to_ros("vector", msg, STAMP_NS, np.float32([3, 4, 5, 6]), joints=("shoulder", "elbow"))
+    assert (list(msg.position), list(msg.velocity), _arm(msg).data.tolist()) == ([3, 4], [5, 6], [3, 4, 5, 6])
 
 
 def _arm(msg):

@@ -26,6 +26,7 @@ from toy_language import write_toy_language
 
 from mm_edge.bundle import SHIPPED
 from mm_edge.cli import main
+from mm_edge.overlay import GOOD
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,6 +168,11 @@ def test_what_happens_is_told_as_it_is_heard(tmp_path):
     still = np.zeros(RATE_HZ // 2, np.int16)
     said = np.concatenate([still, tone(GO_HZ, 0.5), still, tone(STOP_HZ, 0.5)])
     soundfile.write(tmp_path / "said.wav", said, RATE_HZ)
-    lines, got = report(running(tmp_path / "ear", "--microphone", tmp_path / "said.wav"))
+    save = ("--save", tmp_path / "said.mp4")
+    lines, got = report(running(tmp_path / "ear", "--microphone", tmp_path / "said.wav", *save))
     told = [line.split()[2] for line in lines if re.fullmatch(r" +[\d.]+ s  \w+ \([01]\.\d+\)", line)]
     assert told == ["go", "stop"] and got["events"] == {"go": 1, "stop": 1}
+    film = cv2.VideoCapture(got["files"][0])
+    frames = [film.read()[1][:80, :, ::-1].astype(int) for _ in range(int(film.get(cv2.CAP_PROP_FRAME_COUNT)))]
+    shown = [(abs(frame - GOOD).max(2) < 40).sum() > 50 for frame in frames]
+    assert not any(shown[:3]) and sum(shown) > len(shown) / 3  # from the first on, as each stands for a while

@@ -83,7 +83,8 @@ def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: Mode
         evidence = evidence + trust * logits.detach().log_softmax(-1)
     wrong = F.cross_entropy(said, evidence.softmax(-1))
     rates, spread = rate_loss(batch, out)
-    right = (said.argmax(-1) == digit).float().mean()
+    agree = digit == heard  # where a voice contradicts the picture there is no answer
+    right = (agree & (said.argmax(-1) == digit)).sum() / agree.sum().clamp(min=1)
     weights = {**TERMS, **recipe.train.weights}
     return wrong + weights["alone"] * alone + weights["rates"] * spread, {"wrong": wrong, "right": right, **rates}
 

@@ -44,7 +44,7 @@ HELD_S, FADED_S = 0.3, 0.7  # after its end: so long it is told; until then it m
 SEEN_S, LOOKED_S = 0.25, 1.2  # after something began to move, from when on and until when its motion is to be seen
 IGNORED = -100
 ENDS_S = np.arange(1, FRAMES + 1) / FRAME_HZ  # of frames
-SURES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # how sure an event may have to be
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # how sure an event may have to be
 QUIET_WEIGHT = 0.3  # of the ticks on which nothing happens: most are
 ANEW = 0.2  # of the clips are told of from rest, the others after another one
 TERMS = {"rates": 1.0, "senses": 0.5}
@@ -225,8 +225,8 @@ def _wrong(output: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 
 def evaluate(bundle: Bundle, folder: Path | None, only: Sequence[str]) -> dict[str, Any]:
     """On CLIPS clips never trained on, one after the other and frame by frame, as a robot has them: the share told
-    right ("fused", and with each sense missing), how long after the sound began an event was told, and in how many
-    quiet clips one was that did not happen."""
+    right ("fused", and with each sense missing), how long after the sound began an event was told, in how many quiet
+    clips one was that did not happen, and what of that changes with how sure it must be, see `by_sure`."""
     model, specs = load(bundle, "auto"), list(bundle.streams)
     names, quiet = list(bundle.outputs.values.names), LABELS.index(QUIET)
     rule = bundle.outputs.values.events
@@ -243,16 +243,12 @@ def evaluate(bundle: Bundle, folder: Path | None, only: Sequence[str]) -> dict[s
     said = label_of(shares, rule)
     fused, right = scores.pop("+".join(spec.name for spec in specs)), said == truth
     late_s, _ = spotted(names, rule, clips, shares)
-    curve, minutes, happened = [], CLIPS * FRAMES / FRAME_HZ / 60, int((truth != quiet).sum())
-    for sure in SURES:
-        heard, false = spotted(names, replace(rule, sure=sure), clips, shares)
-        missed = round(1 - len(heard) / happened, 4) if happened else None
-        curve.append({"sure": sure, "missed": missed, "false_a_minute": round(false / minutes, 2)})
     return {
         "clips": CLIPS, "fused": fused, **scores,
         "told_after_s": {f"p{p}": round(float(np.percentile(late_s, p)), 3) for p in (50, 95)} if late_s else None,
         "told": len(late_s), "quiet_clips": int((truth == quiet).sum()),
-        "quiet_clips_with_an_event": int((said != quiet)[truth == quiet].sum()), "by_sure": curve,
+        "quiet_clips_with_an_event": int((said != quiet)[truth == quiet].sum()),
+        "by_sure": by_sure(names, rule, clips, shares),
         "by_class": {
             label: round(float(right[truth == i].mean()), 4) if (truth == i).any() else None
             for i, label in enumerate(LABELS)
@@ -260,17 +256,31 @@ def evaluate(bundle: Bundle, folder: Path | None, only: Sequence[str]) -> dict[s
     }  # fmt: skip
 
 
+def by_sure(
+    names: Sequence[str], rule: EventsSpec, clips: Sequence[Clip], shares: np.ndarray
+) -> list[dict[str, float | None]]:
+    """For each of THRESHOLDS the share of events that were missed, and how many a minute did not happen."""
+    curve = list[dict[str, float | None]]()
+    happened = sum(clip.label != QUIET for clip in clips)
+    minutes = len(clips) * int((ENDS_S > SETTLED_S).sum()) / FRAME_HZ / 60
+    for sure in THRESHOLDS:
+        late_s, false = spotted(names, replace(rule, sure=sure), clips, shares)
+        missed = round(1 - len(late_s) / happened, 4) if happened else None
+        curve.append({"sure": sure, "missed": missed, "false_a_minute": round(false / minutes, 2)})
+    return curve
+
+
 def spotted(
     names: Sequence[str], rule: EventsSpec, clips: Sequence[Clip], shares: np.ndarray
 ) -> tuple[list[float], int]:
-    """How long after its sound began each event was told, s, of those that were; and how many others were told once a
-    clip had settled."""
+    """How long after its sound began each event was told, s, of those that were; and how many were told that did not
+    happen, from SETTLED_S of each clip on."""
     spotter, late_s, false = Spotter(names, rule), list[float](), 0
     for clip, share in zip(clips, shares):
         events = [(at, event) for at, one in zip(ENDS_S, share) if (event := spotter.take(0, one))]
         true = [at for at, event in events if event.label == clip.label and at > clip.onset_s]
         late_s += [at - clip.onset_s for at in true[:1]]
-        false += sum(at > SETTLED_S for at, _ in events if at not in true[:1])
+        false += sum(at > SETTLED_S for at, event in events if event.label != clip.label)
     return late_s, false
 
 

@@ -93,7 +93,9 @@ class _Dataset:
             raise RecordingError(f"{path}: expected version v3.x, got {version}; LeRobot has a script that converts it")
         self.features, self.fps = self.info["features"], self.info["fps"]
         self.streams = {
-            key: StreamSpec(_stream(key), kind, tuple(feature["shape"]), self.fps, 4e3 / self.fps)
+            key: StreamSpec(
+                _stream(key), kind, tuple(feature["shape"]), self.fps, 4e3 / self.fps, joints=_joints(kind, feature)
+            )
             for key, feature in self.features.items()
             if (kind := _kind_of(key, feature))
         }
@@ -139,11 +141,20 @@ def _stream(key: str) -> str:
 
 
 def _names(feature: dict[str, Any]) -> list[str]:
+    """A name for each dimension; numbers where there are none."""
+    return _given_names(feature) or list(map(str, range(feature["shape"][0])))
+
+
+def _given_names(feature: dict[str, Any]) -> list[str]:
     """A name for each dimension: a list, a dict that holds one, or none at all."""
     names = feature.get("names")
     names = next(iter(names.values()), None) if isinstance(names, dict) else names
-    size = feature["shape"][0]
-    return list(map(str, names if isinstance(names, list) and len(names) == size else range(size)))
+    return list(map(str, names)) if isinstance(names, list) and len(names) == feature["shape"][0] else []
+
+
+def _joints(kind: str, feature: dict[str, Any]) -> tuple[str, ...]:
+    names = _given_names(feature) if kind == "vector" else []
+    return tuple(names) if len(set(names)) == len(names) and all(names) else ()
 
 
 def _write_recording(source: _Dataset, episode: dict[str, Any], path: Path) -> None:
@@ -290,7 +301,8 @@ def _layout(recordings: Sequence[Recording], label_topic: str, fps: int | None) 
             vectors.setdefault(key := key or "observation.state", []).append(spec.name)
             size = topic.values.shape[1]
             said = read_metadata(recording.path).get("lerobot", {}).get("names", {}).get(spec.name)
-            names.setdefault(key, []).extend(said or [f"{spec.name}_{i}" for i in range(size)])
+            known = spec.joints if len(spec.joints) == size else said
+            names.setdefault(key, []).extend(known or [f"{spec.name}_{i}" for i in range(size)])
     used = tuple(spec for spec in streams if spec.kind in HELD)
     fps = fps or max(1, round(1e3 / tick_of(used).period_ms))
     return _Layout(fps, label, used, cameras, vectors, {**names, "action": list(label.names)})

@@ -77,13 +77,15 @@ class Topic:
 
     @property
     def form(self) -> str:
-        """What must be the same in all recordings, in words. Joints that are commanded may come in any order."""
+        """What must be the same in all recordings, in words. Joints may come in any order."""
         if self.kind == "command":
             return self.gives
         if self.kind == "audio":
             return "{:.0f} Hz, {:.0f} channels".format(*self.values[0])
         if self.kind == "vector":
-            return f"{self.values.shape[1]} numbers" + (f" ({self.gives} of {list(self.names)})" if self.gives else "")
+            return f"{self.values.shape[1]} numbers" + (
+                f" ({self.gives} of {sorted(self.names)})" if self.gives else ""
+            )
         return self.kind
 
 
@@ -172,8 +174,8 @@ def _fill(path: Path, topics: dict[str, Topic]) -> None:
     joints = _joints(path)
     now_ns = 0  # a SampleError has no time: it goes with what arrived before it
     sensors = {topic.topic for topic in topics.values() if topic.kind != "command"}
-    firsts = {name: said[0][0] for name, said in joints.items() if name in sensors}  # all others in this order
-    asked = [StreamSpec(topic, kind, (), 0, 0, joints=firsts.get(topic, ())) for topic, kind in kinds.items()]
+    usual = {name: mode([one for one in said if one[0]] or said) for name, said in joints.items() if name in sensors}
+    asked = [StreamSpec(name, kind, (), 0, 0, joints=usual.get(name, ((), ""))[0]) for name, kind in kinds.items()]
     told = {name: iter(said) for name, said in joints.items()}
     for record in read(path, asked, {topic: topic for topic in kinds}) if asked else ():
         if not isinstance(record, (Sample, SampleError)):
@@ -184,11 +186,13 @@ def _fill(path: Path, topics: dict[str, Topic]) -> None:
             if isinstance(record, SampleError):
                 raise record
             now_ns, data = record.arrival_ns, record.data
-            names = firsts.get(topic.topic, names)
-            if topic.values and (names, gives) != (topic.names, topic.gives):
-                was, now = f"{topic.gives} of {list(topic.names)}", f"{gives} of {list(names)}"
-                raise SampleError(topic.topic, was, now)
-            if topic.kind == "text" and not _words(data):
+            if topic.topic in usual:  # in whatever order they came, they are in the usual one by now
+                wanted, names = usual[topic.topic], usual[topic.topic][0]
+            else:
+                wanted = (topic.names, topic.gives) if topic.values else (names, gives)
+            if (names, gives) != wanted:
+                raise SampleError(topic.topic, *(f"{what} of {list(who)}" for who, what in (wanted, (names, gives))))
+            if topic.kind == "text" and not preprocess.words_of(data):
                 raise SampleError(topic.topic, "words", repr(data))
             if topic.kind != "command":
                 preprocess.check(specs.setdefault(topic.topic, _first_spec(topic.topic, topic.kind, data)), data)
@@ -269,12 +273,13 @@ def _spec(name: str, topics: list[Topic], everywhere: bool) -> StreamSpec:
     topics = alike(topics)
     kind = topics[0].kind
     if kind == "text":
-        tokens = max(TOKENS, *(len(_words(text)) for t in topics for text in t.values))
+        tokens = max(TOKENS, *(len(preprocess.words_of(text)) for t in topics for text in t.values))
         return StreamSpec(name, kind, (tokens,), 0.0, 0.0, latched=True, required=everywhere)
     rate_hz = median_low([t.rate_hz for t in topics])
     late_s = min(max(float(np.median(np.concatenate([t.latency_s for t in topics]))), 0.0), 1.0)
     max_age_ms = 10.0 * math.ceil(max(20.0, (4 / rate_hz if rate_hz else 0.0) * 100 + late_s * 100))
-    values = np.concatenate([t.values for t in topics])
+    joints = mode([t.names for t in topics])
+    values = np.concatenate([_columns(t, joints) if joints else t.values for t in topics])
     more: dict[str, Any] = {}
     if kind == "image":
         shape: tuple[int, ...] = IMAGE
@@ -293,21 +298,17 @@ def _spec(name: str, topics: list[Topic], everywhere: bool) -> StreamSpec:
         more["mean"] = tuple(float(np.float32(x)) for x in values.mean(axis=0, dtype=np.float64))
         more["std"] = tuple(float(np.float32(x)) if x > 1e-6 else 1.0 for x in std)
         shape = values.shape[1:]
-        more["joints"] = topics[0].names
+        more["joints"] = joints
         if kind == "imu":
             more["window_ms"] = max(100.0, 4e3 / rate_hz) if rate_hz else 100.0
             shape = (max(4, round(rate_hz * more["window_ms"] / 1e3)), 7)
     return StreamSpec(name, kind, shape, rate_hz, max_age_ms, **more)
 
 
-def _words(text: str) -> list[str]:
-    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
-
-
 def words_of(recordings: Iterable[Recording]) -> tuple[str, ...]:
     """The words of all texts, for a `Vocabulary`."""
     texts = [text for r in recordings for t in r.topics.values() if t.kind == "text" for text in t.values]
-    return tuple(sorted({word for text in texts for word in _words(text)}))
+    return tuple(sorted({word for text in texts for word in preprocess.words_of(text)}))
 
 
 def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
@@ -350,8 +351,9 @@ def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
 
 
 def _columns(topic: Topic, names: Sequence[str]) -> np.ndarray:
-    """Of its commands those dimensions: joints come in any order."""
-    return topic.values[:, [topic.names.index(name) for name in names]]
+    """Those dimensions of commands, or joints, in this order; of joints all that is told of them."""
+    at = [topic.names.index(name) for name in names]
+    return topic.values[:, [first + i for first in range(0, topic.values.shape[1], len(topic.names)) for i in at]]
 
 
 def _greatest_rate(topic: Topic, names: Sequence[str]) -> np.ndarray:

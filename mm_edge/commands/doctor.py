@@ -92,9 +92,15 @@ def _library(name: str, module: str, fix: str, needed: bool = False) -> Check:
 
 def _microphone() -> Check:
     library = _library("microphone", "sounddevice", f"sudo apt install libportaudio2; {install('audio')}")
-    if library.ok and not (found := microphones()):
-        return Check("microphone", False, f"{library.found}, but no device", "plug one in, or start the sound server")
-    return library if not library.ok else Check("microphone", True, f"{library.found}: {'; '.join(found)}")
+    if not library.ok:
+        return library
+    try:
+        found, why = microphones(), "no device"
+    except EdgeError as error:
+        found, why = [], str(error)
+    if not found:
+        return Check("microphone", False, f"{library.found}, but {why}", "plug one in, or start the sound server")
+    return Check("microphone", True, f"{library.found}: {'; '.join(found)}")
 
 
 def _engines(folder: Path) -> Iterator[Check]:

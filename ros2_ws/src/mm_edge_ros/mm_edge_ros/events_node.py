@@ -72,7 +72,7 @@ class EventsNode(BundleNode):
 
     def _begin(self) -> None:
         self._heard.clear()
-        self._last = None
+        self._last, self._lingering = None, Lingering()
         super()._begin()
 
     # ---- executor's thread
