@@ -116,7 +116,7 @@ def log_mel(samples: np.ndarray, valid: np.ndarray | None, spec: StreamSpec) -> 
     """
     hops = spec.shape[2]
     out = np.empty(spec.shape, np.float32)
-    out[:-1] = _levels(samples, hops, spec)
+    _levels(samples, spec, out[:-1])
     if valid is None or valid.all():
         out[-1] = 1
     else:
@@ -138,7 +138,7 @@ class LogMel:
 
     def __call__(self, view: View) -> np.ndarray:
         """float32 `spec.shape`, the caller's to keep."""
-        if view.valid is None or not view.valid.all():
+        if view.valid is None or 0 in view.valid.tobytes():  # a third of what `all` costs
             self._heard = None
             return log_mel(view.data, view.valid, self._spec)
         new, rest = divmod(view.heard - self._heard, self._hop) if self._heard is not None else (self._hops, 0)
@@ -147,14 +147,15 @@ class LogMel:
         self._out = np.empty_like(old)
         self._out[..., : self._hops - new] = old[..., new:]
         if new:
-            self._out[:-1, :, self._hops - new :] = _levels(view.data, new, self._spec)
+            _levels(view.data, self._spec, self._out[:-1, :, self._hops - new :])
             self._out[-1, :, self._hops - new :] = 1
         return self._out
 
 
-def _levels(samples: np.ndarray, hops: int, spec: StreamSpec) -> np.ndarray:
-    """int16 (n, channels) -> float32 (channels, bands, hops), of the last hops: the common level and the differences,
-    see `log_mel`."""
+def _levels(samples: np.ndarray, spec: StreamSpec, out: np.ndarray) -> None:
+    """int16 (n, channels) -> `out` float32 (channels, bands, hops), of the last hops: the common level and the
+    differences, see `log_mel`."""
+    hops = out.shape[2]
     if hops == 1:
         frames = np.multiply(samples[-AUDIO_FRAME:].T, hann(AUDIO_FRAME), order="C")
     else:
@@ -169,11 +170,11 @@ def _levels(samples: np.ndarray, hops: int, spec: StreamSpec) -> np.ndarray:
     mel = power @ mel_bank(spec.sample_rate_hz, AUDIO_FRAME, spec.shape[1])  # (channels * hops, bands)
     mel += np.float32(1e-6)
     log = np.log10(mel, out=mel).reshape(spec.channels, hops, -1).transpose(0, 2, 1)
-    level = log[0] if spec.channels == 1 else log.sum(axis=0) / np.float32(spec.channels)
-    out = np.empty(log.shape, np.float32)
+    level = log[0]
+    if spec.channels > 1:
+        level = log.sum(axis=0) / np.float32(spec.channels)
+        np.subtract(log[:-1], log[1:], out=out[1:])
     np.divide(level - np.float32(spec.mean[0]), np.float32(spec.std[0]), out=out[0])
-    np.subtract(log[:-1], log[1:], out=out[1:])
-    return out
 
 
 def resample_scan(scan: Scan, beams: int, range_max_m: float) -> np.ndarray:

@@ -142,7 +142,7 @@ def test_what_was_heard_before_is_not_looked_at_again(monkeypatch):
     sound = np.random.default_rng(0).integers(-9000, 9000, (RATE, 2), np.int16)
     window, hop, ear, looked = round(AUDIO.window_ms * RATE / 1e3), 320, LogMel(AUDIO), []
     levels = preprocess._levels
-    monkeypatch.setattr(preprocess, "_levels", lambda x, hops, spec: looked.append(hops) or levels(x, hops, spec))
+    monkeypatch.setattr(preprocess, "_levels", lambda x, spec, out: looked.append(out.shape[2]) or levels(x, spec, out))
     for end in (window, window + hop, window + 4 * hop, window + 4 * hop):
         got = ear(heard(sound[end - window : end], end))
         np.testing.assert_allclose(got, log_mel(sound[end - window : end], None, AUDIO), atol=1e-5)
