@@ -41,7 +41,7 @@ from training.vision_language import VisionLanguageModel
 
 PARITY_TICKS, GOLDEN_TICKS = 400, 8
 MAX_SPIKE_DISAGREEMENT = 1e-4
-MAX_ERROR_AFTER_A_FLIP = 0.02  # a membrane at its threshold to the last bit may fire on one side alone
+MAX_ERROR_AFTER_A_FLIP = 0.05  # a membrane at its threshold to the last bit may fire on one side alone
 
 
 class EncoderPart(nn.Module):

@@ -82,8 +82,7 @@ def from_ros(spec: StreamSpec, type_name: str, msg: Any, arrival_ns: int) -> Sam
     """
     read = _READERS.get((spec.kind, type_name))
     if read is None:
-        wanted = [name for kind, name in _READERS if kind == spec.kind]
-        raise SampleError(spec.name, f"a message with {spec.kind}: {', '.join(wanted)}", type_name)
+        raise SampleError(spec.name, f"a message with {spec.kind}: {', '.join(readable(spec.kind))}", type_name)
     try:
         stamp_ns = arrival_ns if type_name in UNSTAMPED else _stamp_ns(spec, msg.header.stamp)
         return Sample(spec.name, stamp_ns, arrival_ns, read(spec, msg))
@@ -91,6 +90,11 @@ def from_ros(spec: StreamSpec, type_name: str, msg: Any, arrival_ns: int) -> Sam
         raise
     except Exception as error:  # what a field may hold is without end, and cv2 has an error of its own
         raise SampleError(spec.name, f"a well-formed {type_name}", f"{type(error).__name__}: {error}") from error
+
+
+def readable(kind: str) -> list[str]:
+    """The types of messages from which `from_ros` makes a stream's samples."""
+    return [type_name for of, type_name in _READERS if of == kind]
 
 
 def to_ros(

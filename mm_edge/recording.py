@@ -258,7 +258,10 @@ def read(
             raise RecordingError(f"{path}: expected streams as a topic for each, got {str(told)[:60]}")
         streams = {**told, **(topics or {})}
         if not streams:
-            raise RecordingError(f"{path}: knows no streams, only topics: say which of {sorted(known)} is which stream")
+            raise RecordingError(
+                f"{path}: knows no streams, only topics: say which of {sorted(known)} is which stream, "
+                "as in --topic camera=/front/image_raw"
+            )
         by_topic = {_absolute(streams[spec.name]): spec for spec in specs if spec.name in streams}
         given = {_absolute(topic) for topic in (topics or {}).values()}
         if missing := sorted(given & by_topic.keys() - known):

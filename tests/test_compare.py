@@ -86,7 +86,7 @@ def test_the_report_of_a_folder(tmp_path, capsys):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["GRU"][0]["rates"] == {} and 0 < results["liquid-spike"][0]["rates"]["scan"] < 1
     assert compare.main([*arguments, "train.lanes=4"]) == 2
-    assert "was made by another recipe" in capsys.readouterr().err
+    assert "not the same in train.lanes; remove" in capsys.readouterr().err
     # What is trained already is only read.
     (tmp_path / "out" / "GRU" / "1" / "trial.json").write_text(json.dumps({**results["GRU"][0], "parameters": 7}))
     assert compare.main(arguments) == 0

@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import rclpy
 import ros  # skips this file where there is no ROS 2
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -310,6 +312,30 @@ def test_a_command_that_was_countermanded_does_not_come_back(graph, toy):
     robot.outputs.clear()
     graph.wait(lambda: len(robot.outputs) > 5, "output")
     assert not robot.acts()
+
+
+def test_a_vector_is_taken_from_whatever_message_is_published(graph, monkeypatch):
+    monkeypatch.syspath_prepend(ros.ROS.env["PYTHONPATH"].split(os.pathsep)[0])
+    from mm_edge_ros.streams import StreamSubscription
+
+    spec, samples, refused = StreamSpec("odom", "vector", (13,), 20, 300), [], []
+    subscription = StreamSubscription(graph.node, spec, "odom", False, samples.append, refused.append)
+    robot = rclpy.Context()  # another participant: one has one type a topic
+    rclpy.init(context=robot, domain_id=graph.node.context.get_domain_id())
+    try:
+        driver, odometry = rclpy.create_node("driver", context=robot), Odometry()
+        odometry.header.stamp.sec, odometry.twist.twist.linear.x = 1, 0.5
+        publisher = driver.create_publisher(Odometry, "odom", 10)
+
+        def taken():
+            troubles = subscription.follow()
+            publisher.publish(odometry)
+            return samples and not troubles
+
+        graph.wait(taken, "odometry")
+    finally:
+        rclpy.shutdown(context=robot)
+    assert (samples[0].stamp_ns, samples[0].data[7], refused) == (10**9, 0.5, [])
 
 
 def test_disabled_it_says_so_and_moves_nothing(graph, toy):

@@ -8,7 +8,7 @@ The protocol is `protocols.pair_digits`. Pictures and voices meet anew in every 
 from hardly heard to clear; one of the senses is absent in a share of the samples. Voices are changed a lot, but there
 are few to learn by, and a model that learns from labels how far to trust them trusts one that it never heard far too
 much. So labels are for each sense alone; all together learn the product of what each says (a product of experts, Hinton
-2002), to the power of its `data.trust` (an inverse temperature, Guo et al. 2017; 0.6 was best for nicolas, held out).
+2002), to the power of its `data.trust` (an inverse temperature, Guo et al. 2017; 0.6 was best for voices held out).
 As that needs no label, a voice may also say another digit than the picture shows (`data.misheard`).
 """
 

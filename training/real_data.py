@@ -7,6 +7,11 @@
     segments = read_comma(folder)    # comma2k19_1min_imu_can_pose.zip
     tub = read_donkey(folder)        # donkey_tub_1000.tar.gz
 
+They are packed from public data, on GitHub unless it is said: mnist from rasbt/mnist-pngs (x_train, y_train, x_test,
+y_test, 28x28 uint8); fsdd from Jakobovski/free-spoken-digit-dataset (FLAC at 8 kHz, digit_speaker_number);
+speech_commands is the official test archive of Speech Commands v0.02 as FLAC; esc10 from karolpiczak/ESC-10 at 16
+kHz; radish from MOLAorg/mola_test_datasets; comma2k19 from commaai/comma2k19; donkey_tub from autorope/donkeycar.
+
 Who speaks, which logs and how many of anything there are, the archives say. What cannot be read is an EdgeError that
 names the file and the member in it.
 """

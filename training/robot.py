@@ -49,6 +49,8 @@ def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[st
         raise ValueError(f"{folder}: no recording is left to train on")
     streams, label = streams_of(usable), label_of(usable, label.topic)  # what is left out sets no limits
     raw = yaml.safe_load(template.read_text())
+    if len(streams) < 2:  # there is no other to do without it
+        raw["train"]["modality_dropout"] = 0.0
     limits = asdict(label)
     topic = limits.pop("topic")
     plain = {key: list(value) for key, value in limits.items()}

@@ -181,10 +181,21 @@ def _check(recipe: Recipe) -> None:
 def same_recipe(recipe: Recipe, out: Path) -> None:
     """Keep it as `out/recipe.yaml`; raises ValueError if another one is there."""
     kept = out / "recipe.yaml"
-    if kept.exists() and yaml.safe_load(kept.read_text()) != recipe.raw:
-        raise ValueError(f"{out}: was made by another recipe ({kept}); remove it, or give another --out")
+    if kept.exists() and (differing := _differing(yaml.safe_load(kept.read_text()), recipe.raw)):
+        raise ValueError(
+            f"{out}: was begun by another recipe ({kept}), not the same in {', '.join(differing)}; "
+            "remove the folder, or give another --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     kept.write_text(yaml.safe_dump(recipe.raw, sort_keys=False))
+
+
+def _differing(one: Any, other: Any, key: str = "") -> list[str]:
+    """Keys, as on the command line, whose values are not the same."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [key]
+    keys = sorted({*one, *other})
+    return [d for k in keys for d in _differing(one.get(k), other.get(k), f"{key}.{k}".lstrip("."))]
 
 
 def _same_code(out: Path) -> None:

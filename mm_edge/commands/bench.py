@@ -28,7 +28,9 @@ WARM_UP_TICKS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", nargs="?", default=SHIPPED, help="folder of the model (the shipped drive model)")
+    parser.add_argument(
+        "bundle", nargs="?", default=SHIPPED, help="folder of the model, or the name of a shipped one (drive)"
+    )
     parser.add_argument("--ticks", type=at_least(1), default=500, help="how many ticks to time (%(default)s)")
     parser.add_argument("--engine", default="auto", help="auto, tensorrt, cuda or cpu (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")

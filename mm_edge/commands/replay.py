@@ -20,7 +20,7 @@ from mm_edge.replay import events, replay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", help="folder of the model")
+    parser.add_argument("bundle", help="folder of the model, or the name of a shipped one")
     parser.add_argument("recording", help="folder written by `mm-edge record`, or any ROS 2 or ROS 1 bag")
     parser.add_argument(
         "--topic",

@@ -40,7 +40,7 @@ BLANK = np.full((480, 640, 3), 22, np.uint8)  # to draw on if there is no camera
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", help="folder of the model")
+    parser.add_argument("bundle", help="folder of the model, or the name of a shipped one")
     parser.add_argument("--camera", metavar="SOURCE", help="number of a camera, a video file, or the URL of a stream")
     parser.add_argument("--microphone", metavar="NAME", help='"default", number or name of one, or a sound file')
     parser.add_argument("--text", help="the command to begin with")

@@ -15,7 +15,7 @@ from rclpy.qos import QoSProfile
 from rclpy.qos import QoSReliabilityPolicy as Reliability
 
 from mm_edge.errors import SampleError
-from mm_edge.messages import AUDIO_CHUNK, MESSAGE_TYPES, TOPICS, from_ros
+from mm_edge.messages import MESSAGE_TYPES, TOPICS, from_ros, readable
 from mm_edge.types import Sample, StreamSpec
 from mm_edge_ros.node import ERROR, WARN
 
@@ -44,7 +44,7 @@ class StreamSubscription:
 
     Sensors are best effort, which every publisher satisfies. Sound and commands ask for what such topics usually offer,
     reliable and for commands transient local, and take less where a publisher offers less: see `follow`. It also takes
-    sound as AudioChunk where it is published as that.
+    sound as AudioChunk, and a vector as Odometry and all else that `from_ros` reads, where it is published as that.
 
     Args:
         topic: relative; remapped as usual, also for compressed images: `<remapped>/compressed`.
@@ -74,7 +74,7 @@ class StreamSubscription:
         infos = self._node.get_publishers_info_by_topic(self.topic)
         troubles = []
         types = {info.topic_type for info in infos}
-        for type_name in (AUDIO_CHUNK, MESSAGE_TYPES["audio"]) if self.spec.kind == "audio" else ():
+        for type_name in readable(self.spec.kind) if self.spec.kind in ("audio", "vector") else ():
             if types == {type_name} != {self._type_name}:
                 with contextlib.suppress(ImportError):  # of one that was not built is told below
                     message_class(type_name)
