@@ -326,7 +326,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             print(json.dumps({**report.as_dict(), "streams": [asdict(s) for s in streams]}, indent=2))
         else:
-            print(report, f"ticks with {tick_of(streams)}" if streams else "", sep="\n")
+            tick = tick_of(streams) if streams else None
+            print(report, f"ticks as {tick.anchor} comes, every {tick.period_ms:g} ms" if tick else "", sep="\n")
+            for spec in streams:
+                if spec.joints:
+                    print(f"{spec.name}, whatever their order: {', '.join(spec.joints)}")
     except (EdgeError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

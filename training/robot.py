@@ -112,6 +112,11 @@ def loss(recipe: Recipe, model: RobotMultiSensorModel, batch: Batch, out: ModelR
     return action + {**TERMS, **recipe.train.weights}["rates"] * spread, {"action": action, **rates}
 
 
+def name_in(folder: Path, path: Path) -> str:
+    """Of a recording in a folder, or of the folder if it is one itself."""
+    return str(path.relative_to(folder)) if path != folder else path.name
+
+
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """How near the model's actions come to the commands of each recording in the folder (or of those named): by
     dimension the mean absolute error and R2; and R2 of the command before, as a prediction. "learned" is whether the
@@ -119,7 +124,7 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     action, data = bundle.outputs.action, bundle.training["data"]
     assert action is not None, "a robot's bundle has an action"
     label = Label(data["label"], *(getattr(action, key) for key in ("names", "units", "min", "max", "max_rate")))
-    recordings = {recording.path.name: recording for recording in find(folder)}
+    recordings = {name_in(folder, recording.path): recording for recording in find(folder)}
     if unknown := set(only) - recordings.keys():
         raise ValueError(f"{folder}: expected recordings among {sorted(recordings)}, got {sorted(unknown)}")
     model, scores = load(bundle, "auto"), {}
@@ -132,7 +137,7 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
         known = log.labels["weight"][1:] * log.labels["weight"][:-1] > 0
         true, before, said = log.labels["action"][1:][known], log.labels["action"][:-1][known], said[1:][known]
         scores[name] = {
-            "learned": name in data["recordings"], "ticks": len(true), "names": list(label.names),
+            "learned": Path(name).name in data["recordings"], "ticks": len(true), "names": list(label.names),
             "mean_error": [round(float(e), 4) for e in np.abs(said - true).mean(0)] if len(true) else None,
             "r2": r2(said, true), "r2_previous": r2(before, true),
         }  # fmt: skip
