@@ -1,6 +1,7 @@
 """Preprocessing: exact values for small inputs, and what is refused."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -164,6 +165,20 @@ def test_an_ear_begins_anew_where_hops_do_not_fit_or_samples_are_missing():
         samples = sound[end - window : end]
         got = ear(heard(samples, end, valid))
         np.testing.assert_allclose(got, log_mel(samples, valid, AUDIO), atol=1e-5)
+
+
+@pytest.mark.parametrize("cv2", ["there", "missing"])
+def test_spectra_are_fourier_transforms_packed_alike_with_opencv_and_without(cv2, monkeypatch):
+    if cv2 == "missing":
+        monkeypatch.setitem(sys.modules, "cv2", None)
+    else:
+        pytest.importorskip("cv2")
+    frames = np.float32([[1, 0, 0, 0, 0, 0, 0, 0], np.cos(np.arange(8) * np.pi / 2 + 0.3), [1, -1] * 4])
+    got = preprocess.spectra(frames)
+    re, im = 4 * math.cos(0.3), 4 * math.sin(0.3)
+    expected = [[1, 1, 0, 1, 0, 1, 0, 1], [0, 0, 0, re, im, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 8]]
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_log_mel_is_what_librosa_makes():

@@ -131,7 +131,7 @@ def test_sound_is_a_spectrogram_with_its_newest_at_the_right(drawn):
     assert [stamp_ns - S for stamp_ns, _ in rows] == [20 * MS, 120 * MS]  # at most each 0.1 s, at the sound's end
     image = picture(rows[-1][1]).astype(int)
     loud, left = image[:24, -1].sum(axis=1), image[24:, -1]
-    band = mel_bank(16000, 512, 24)[2 * 32].argmax()  # 1 kHz is line 32 of 256 up to 8 kHz
+    band = mel_bank(16000, 512, 24)[32].argmax()  # 1 kHz is line 32 of 256 up to 8 kHz
     assert 23 - loud.argmax() == pytest.approx(band, abs=1)  # high tones are above
     assert tuple(left[23 - band]) == (255, 150, 40)
     assert (image[:, :200] == DIM).all()  # not heard

@@ -411,7 +411,7 @@ def log_mel(sound: Tensor, shape: Sequence[int], sample_rate_hz: int) -> Tensor:
         sound = F.pad(sound, (n - sound.shape[-1], 0))
     frames = sound[..., -n:].float().unfold(-1, AUDIO_FRAME, hop)
     window = torch.from_numpy(hann(AUDIO_FRAME)).to(sound.device)
-    power = torch.view_as_real(torch.fft.rfft(frames * window)).flatten(-2) ** 2
+    power = torch.view_as_real(torch.fft.rfft(frames * window)).square().sum(-1)
     mel = power @ torch.from_numpy(mel_bank(sample_rate_hz, AUDIO_FRAME, bands)).to(sound.device)
     log = (mel + 1e-6).log10().transpose(-1, -2)  # (N, channels, bands, hops)
     heard = torch.ones_like(log[:, :1])
