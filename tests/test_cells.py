@@ -108,3 +108,23 @@ def test_a_scan_is_the_steps_one_after_another_with_padding_and_resets(kind):
                 y, state = result if isinstance(result, tuple) else (result, result)
                 torch.testing.assert_close(out[b : b + 1, t], y)
             torch.testing.assert_close(last[b : b + 1], state)
+
+
+@pytest.mark.parametrize("kind", ["lif", "plain lif", "cfc"])
+def test_the_gradient_of_a_scan_is_that_of_its_steps(kind):
+    torch.manual_seed(0)
+    cell = (CELLS["cfc"](4, 4, 0.1) if kind == "cfc" else LIF(4, tau_s=0.05, plain=kind == "plain lif")).double()
+    x, state = (2 * torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((3, 7, 4), (3, 4)))
+    dt, keep, reset = torch.rand(3, 7, 1).double() / 5, torch.rand(3, 7, 1) < 0.7, torch.rand(3, 7, 1) < 0.3
+    steps, v = [], state
+    for t in range(7):
+        result = cell.step(x[:, t], torch.where(reset[:, t], 0.0, v), dt[:, t])
+        y, after = result if isinstance(result, tuple) else (None, result)
+        v = torch.where(keep[:, t], after, v)
+        steps.append(v if y is None else y)
+    stepped, scanned = (torch.stack(steps, 1), v), cell.scan(x, state, dt, keep, reset)
+    weights = torch.randn(3, 7, 4).double(), torch.randn(3, 4).double()
+    inputs = x, state, *cell.parameters()
+    wanted, got = (torch.autograd.grad(each, inputs, weights) for each in (stepped, scanned))
+    for grad, want in zip((*scanned, *got), (*stepped, *wanted), strict=True):
+        torch.testing.assert_close(grad, want, rtol=1e-12, atol=1e-12)

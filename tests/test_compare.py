@@ -12,8 +12,9 @@ for name in ("accelerate", "matplotlib", "ncps"):
 from mm_edge.replay import Tick
 from mm_edge.types import NS, Sample
 from tests.test_real_data import CARMEN, COMMA, comma, flaser, write_zip
-from training import compare
-from training.recipe import read_recipe
+from training import compare, drive
+from training.recipe import make_recipe, read_recipe, read_yaml
+from training.tables import save_tables
 from training.train import RECIPES
 
 LOG = [e for i in range(300) for e in (Sample("scan", i * NS, i * NS, i), Tick(i * NS, {}))]
@@ -41,19 +42,25 @@ def test_late_samples_keep_their_stamps_and_come_in_the_order_in_which_they_arri
     assert 2 < max((event.arrival_ns - event.stamp_ns) / NS for event in moved) < 3
 
 
+def test_a_command_is_neither_thinned_out_nor_lost_nor_late():
+    log = [Sample("text", 0, 0, "stop"), *LOG]
+    for change in (compare.every_third, compare.lost, compare.late):
+        assert log[0] in change(log)
+
+
 def test_an_interval_by_hand():
     mean, half = compare.interval([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(4.30 / 3**0.5)
 
 
-@pytest.mark.parametrize("task", ["digits", "imu_can", "lidar_velocity", "steering"])
+@pytest.mark.parametrize("task", ["digits", "drive", "imu_can", "lidar_velocity", "steering"])
 def test_all_are_as_large_as_the_shipped_model_but_the_senses_alone(task):
     recipe = read_recipe(RECIPES / f"{task}.yaml")
     sizes = {name: compare.parameters(compare._model(raw)) for name, raw in compare.variants(recipe).items()}
     shipped = sizes.pop(compare.SHIPPED)
     assert {"liquid, no spikes", "concatenation"} <= sizes.keys()
     assert ({"GRU", "GRU + dt", "ncps CfC"} <= sizes.keys()) == (task != "digits")  # which remembers nothing
-    assert ({"late fusion", "hierarchical fusion"} <= sizes.keys()) == (task in ("digits", "imu_can"))
+    assert ({"late fusion", "hierarchical fusion"} <= sizes.keys()) == (task in ("digits", "drive", "imu_can"))
     for name, size in sizes.items():
         assert size == pytest.approx(shipped, rel=0.03) or name.endswith("alone"), name
 
@@ -102,3 +109,21 @@ def test_a_sense_that_is_missing_and_samples_that_are_late_are_scored_apart(tmp_
     assert list(scores["as recorded"]) == ["imu+can", "imu", "can"]
     assert all(list(scores[condition]) == ["imu+can"] for condition in compare.CONDITIONS if condition != "as recorded")
     assert scores["a third of the rate"] != {"imu+can": scores["as recorded"]["imu+can"]}
+
+
+def test_drive_is_learned_by_the_lessons_of_another_training_and_scored_at_the_wheel(tmp_path, monkeypatch):
+    monkeypatch.setattr(drive, "EXAM", range(980_000, 980_001))
+    monkeypatch.setattr(drive, "LOOP", range(970_000, 970_001))
+    monkeypatch.setattr(drive, "LOOP_S", 1.0)
+    raw = read_yaml((RECIPES / "drive.yaml").read_text())
+    raw["data"] = {"folder": str(tmp_path)}
+    recipe = make_recipe(raw, ["rounds=[{steps: 1}]", "train.lanes=2"], "drive")
+    with pytest.raises(ValueError, match="expected a drive's training, as in runs/drive; got no episodes"):
+        compare.train(recipe, tmp_path / "run", workers=1)
+    lesson = tmp_path / "episodes" / "round0" / "1000.npz"
+    lesson.parent.mkdir(parents=True)
+    save_tables(lesson, drive.demonstrate(recipe, 1000, recipe.rounds[0], student=None))
+    trial = compare.trial(recipe, compare.train(recipe, tmp_path / "run", workers=1))
+    assert len(trial["scores"]["as recorded"]) == 31  # subsets of five senses
+    assert all(scores.keys() == {"speed", "turn"} for scores in trial["scores"]["as recorded"].values())
+    assert trial["loop"] == {"success": 0.0, "no collision": 1.0}  # a second is not enough for either

@@ -1,6 +1,5 @@
 """The fused spike encoder and the liquid cell with a backbone, beside the plain way to write them."""
 
-import math
 import shutil
 from functools import cache
 
@@ -127,4 +126,13 @@ def test_a_liquid_cell_with_a_backbone_is_its_equation(dt_s):
         s = torch.sigmoid(a * (1.0 if dt_s is None else dt_s / 0.1) + b)
         h = torch.tanh(f) * (1 - s) + torch.tanh(g) * s
         torch.testing.assert_close(out[:, t], h)
-    assert torch.equal(last, out[:, -1]) and math.isfinite(last.sum())
+    assert torch.equal(last, out[:, -1])
+
+
+@pytest.mark.parametrize("dt_s", [None, 0.03])
+def test_its_gradient_is_that_of_numbers_near_by(dt_s):
+    torch.manual_seed(0)
+    cell = BackboneCfC(5, 4, 6, period_s=0.1).double()
+    x, h = (torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((2, 3, 5), (2, 4)))
+    dt = None if dt_s is None else torch.full((2, 3, 1), dt_s).double()
+    assert torch.autograd.gradcheck(lambda x, h, *weights: cell.scan(x, h, dt)[0], (x, h, *cell.parameters()))

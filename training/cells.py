@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mm_edge.errors import MissingDependency
+from training.scans import CfCScan, LIFScan
 
 MAX_PERIODS = 4.0  # dt / nominal period is clamped here: beyond it the state has been reset or has nothing left to say
 
@@ -99,13 +100,10 @@ class LIF(nn.Module):
     def scan(self, current: Tensor, v: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Over time. current (B, T, units), dt (B, T, 1); where `keep` (B, T, 1) is 0 nothing happens (padding), where
         `reset` (B, T, 1) is 1 the step starts from rest. Returns spikes (B, T, units) and the last v."""
-        p, out = self.parameters_now(), []
-        for t in range(current.shape[1]):
-            before = torch.where(reset[:, t], 0.0, v)
-            spikes, after = lif_step(current[:, t], before, dt[:, t], p)
-            v = torch.where(keep[:, t], after, v)
-            out.append(spikes)
-        return torch.stack(out, 1), v
+        p, over_time = self.parameters_now(), (x.transpose(0, 1).contiguous() for x in (current, dt, keep, reset))
+        first, dt, keep, reset = over_time
+        spikes, v = LIFScan.apply(first, v, torch.exp(-dt / p.tau), keep, reset, p.threshold, p.plain)
+        return spikes.transpose(0, 1), v
 
 
 class Cell(nn.Module):
@@ -153,6 +151,12 @@ class CfC(Cell):
 
     def advance(self, driven: Tensor, h: Tensor, dt: Tensor) -> Tensor:
         return cfc_step(driven, h, dt, CfCParameters(self.w_in, self.w_rec, self.bias, self.period_s))
+
+    def scan(self, x: Tensor, h: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        x, dt, keep, reset = (each.transpose(0, 1).contiguous() for each in (x, dt, keep, reset))
+        periods = (dt / self.period_s).clamp(0.0, MAX_PERIODS)
+        out = CfCScan.apply(self.driven(x, dt), h, self.w_rec, periods, keep, reset, None, None)
+        return out.transpose(0, 1), out[-1]
 
 
 class LTC(Cell):
@@ -256,7 +260,8 @@ class BackboneCfC(nn.Module):
 
         z = 1.7159 tanh(0.666 (w_in x + w_rec h + b_in)),   gates = w_gates z + b_gates,   then as `cfc_step`.
 
-    The input's share of the hidden layer is made for all time steps at once, and the four gates in one product.
+    The input's share of the hidden layer is made for all time steps at once, the gates in one product, and in the
+    gradient each weight's over all time steps.
     """
 
     def __init__(self, inputs: int, units: int, backbone_units: int, period_s: float):
@@ -272,22 +277,11 @@ class BackboneCfC(nn.Module):
 
     def scan(self, x: Tensor, h: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, T, inputs), h (B, units), dt (B, T, 1) seconds, None for the nominal -> (B, T, units) and the last."""
-        w_rec, w_gates, b_gates = (0.666 * self.w_rec).T, 1.7159 * self.w_gates, self.b_gates
+        n, w_gates, b_gates = self.units, 1.7159 * self.w_gates, self.b_gates
         if dt is None:  # time_a + time_b as one gate
-            f_g, a, b = w_gates.split([2 * self.units, self.units, self.units])
-            w_gates = torch.cat([f_g, a + b])
-            bias = b_gates.split([2 * self.units, self.units, self.units])
-            b_gates = torch.cat([bias[0], bias[1] + bias[2]])
+            w_gates, b_gates = (torch.cat([w[: 2 * n], w[2 * n : 3 * n] + w[3 * n :]]) for w in (w_gates, b_gates))
         else:
-            dt = (dt / self.period_s).clamp(0.0, MAX_PERIODS).unbind(1)
-        w_gates, out = w_gates.T, []
-        for t, z in enumerate((0.666 * F.linear(x, self.w_in, self.b_in)).unbind(1)):
-            gates = torch.addmm(b_gates, torch.tanh(torch.addmm(z, h, w_rec)), w_gates)
-            f, g = torch.tanh(gates[:, : 2 * self.units]).chunk(2, -1)
-            s = gates[:, 2 * self.units :]
-            if dt is not None:
-                a, b = s.chunk(2, -1)
-                s = a * dt[t] + b
-            h = torch.lerp(f, g, torch.sigmoid(s))
-            out.append(h)
-        return torch.stack(out, 1), h
+            dt = (dt / self.period_s).clamp(0.0, MAX_PERIODS).transpose(0, 1)
+        driven = 0.666 * F.linear(x.transpose(0, 1), self.w_in, self.b_in)
+        out = CfCScan.apply(driven, h, 0.666 * self.w_rec, dt, None, None, w_gates, b_gates)
+        return out.transpose(0, 1), out[-1]

@@ -2,11 +2,13 @@
 
     python -m training.compare imu_can --data FOLDER [--seeds 3] [--out runs/compare/imu_can] [key=value ...]
     python -m training.compare digits --data FOLDER data.held_out=[lucas] rounds.0.steps=800
+    python -m training.compare drive --data runs/drive "rounds=[{steps: 250}]"     # by the lessons of that training
 
 Trains every variant with every seed by the task's own recipe (whose rates and steps were chosen for the shipped model),
 at as many parameters as the recipe's model has, and writes `report.html`: scores for every subset of missing senses,
-and of streams with samples lost, late and rarer than in training, with 95 % confidence over the seeds; times, sizes,
-spike rates, and what the fusion weighs. What is trained already is not trained again.
+and of streams with samples lost, late and rarer than in training, with 95 % confidence over the seeds; what comes of it
+in closed loop, if a task has one; times, sizes, spike rates, and what the fusion weighs. What is trained already is not
+trained again.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +41,7 @@ from mm_edge.types import NS, Sample
 from training.batches import Batch
 from training.fusion import FusionStrategy
 from training.models import MultiModalFusionNetwork
-from training.recipe import Recipe, make_recipe, read_yaml, set_value
+from training.recipe import Recipe, make_recipe, read_yaml
 from training.runner import step
 from training.train import RECIPES, TASKS, same_recipe, train
 from training.windows import Change, Event
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     try:
         raw = read_yaml((RECIPES / f"{args.task}.yaml").read_text())
-        set_value(raw, "data.folder", str(args.data))
+        raw.setdefault("data", {})["folder"] = str(args.data)
         recipe = make_recipe(raw, args.overrides, args.task)
         results = compare(recipe, args.seeds, out)
     except (OSError, ValueError, EdgeError) as error:
@@ -131,7 +134,7 @@ def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
     for name, how in BASELINES.items():
         if recipe.train.ticks > 1 or name not in CELLS_ALONE:
             found[name] = _varied(recipe, **how)
-    if len(recipe.streams) > 1:
+    if len(recipe.streams) > 1 and not hasattr(TASKS[recipe.task], "NEEDED"):
         for spec in recipe.raw["streams"]:
             raw = copy.deepcopy(recipe.raw)
             raw["streams"] = [spec]
@@ -164,8 +167,10 @@ def _varied(recipe: Recipe, spikes: int = 1, cell: str = "cfc", strategy: str | 
 
 
 def _model(raw: dict[str, Any]) -> MultiModalFusionNetwork:
+    """Without numbers in it: drawing weights takes longer than all else."""
     recipe = make_recipe(copy.deepcopy(raw), [], "variant")
-    return TASKS[recipe.task].build_model(recipe)
+    with torch.device("meta"):
+        return TASKS[recipe.task].build_model(recipe)
 
 
 def parameters(model: MultiModalFusionNetwork) -> int:
@@ -174,8 +179,9 @@ def parameters(model: MultiModalFusionNetwork) -> int:
 
 
 def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
-    """What a trained model does: "scores" of each condition, each subset of senses present, each measure; and its
-    "parameters", "tick_ms", "train_ms" a step, "rates" of spikes, "weights" of the fusion."""
+    """What a trained model does: "scores" of each condition, each subset of senses present, each measure; "loop", what
+    comes of it in closed loop; its "parameters", "tick_ms", "train_ms" a step, "rates" of spikes, and "weights" of the
+    fusion."""
     task = TASKS[recipe.task]
     model = task.build_model(recipe)
     model.load_state_dict(load_file(weights))
@@ -195,6 +201,7 @@ def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
     return {
         "scores": scores,
         "reference": refer,
+        "loop": task.in_the_loop(recipe, model) if hasattr(task, "in_the_loop") else {},
         "parameters": parameters(model),
         "tick_ms": _tick_ms(recipe, model),
         "train_ms": round(minutes * 60e3 / sum(r.steps for r in recipe.rounds), 2),
@@ -260,10 +267,13 @@ def lost(events: list[Event]) -> list[Event]:
 
 
 def _kept(events: list[Event], keep: Callable[[int], bool]) -> list[Event]:
+    """What comes once, as a command does, comes."""
+    count = Counter(event.stream for event in events if isinstance(event, Sample))
     numbers: dict[str, itertools.count] = {}
     return [
         event for event in events
-        if isinstance(event, Tick) or keep(next(numbers.setdefault(event.stream, itertools.count())))
+        if isinstance(event, Tick) or count[event.stream] == 1
+        or keep(next(numbers.setdefault(event.stream, itertools.count())))
     ]  # fmt: skip
 
 
@@ -274,7 +284,7 @@ def late(events: list[Event]) -> list[Event]:
     for event in events:
         if isinstance(event, Sample):
             stamps.setdefault(event.stream, []).append(event.stamp_ns)
-    most_s = {stream: 3 * float(np.median(np.diff(s))) / NS for stream, s in stamps.items()}
+    most_s = {stream: 3 * float(np.median(np.diff(s))) / NS if len(s) > 1 else 0.0 for stream, s in stamps.items()}
     moved = [
         event if isinstance(event, Tick)
         else event._replace(arrival_ns=event.arrival_ns + round(rng.uniform(0, most_s[event.stream]) * NS))
@@ -299,22 +309,27 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 def verdicts(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> list[str]:
     """A sentence for each measure and condition: from which other models the shipped one differs, paired by seed, by
     more than its confidence interval. Of twenty comparisons without any difference, one does, too."""
+    asked: dict[str, Callable[[dict[str, Any]], float]] = {
+        f"{what}, {condition}": lambda t, c=condition, m=measure: _all_present(t, c)[m]
+        for measure, what in TASKS[recipe.task].MEASURES.items()
+        for condition in results[SHIPPED][0]["scores"]
+    }
+    asked |= {f"closed loop, {key}": lambda t, k=key: t["loop"][k] for key in results[SHIPPED][0].get("loop", {})}
     said = []
-    for measure, what in TASKS[recipe.task].MEASURES.items():
-        for condition in results[SHIPPED][0]["scores"]:
-            mine = [_all_present(t, condition)[measure] for t in results[SHIPPED]]
-            better, worse = [], []
-            for name, trials in results.items():
-                if name == SHIPPED or name.endswith(" alone"):
-                    continue
-                gain, half = interval(_all_present(t, condition)[measure] - m for t, m in zip(trials, mine))
-                if abs(gain) > half:
-                    (better if gain > 0 else worse).append(f"{name} ({gain:+.3f} +- {half:.3f})")
-            mean, half = interval(mine)
-            said.append(
-                f"{what}, {condition}: {SHIPPED} {mean:.3f} +- {half:.3f}; better: {', '.join(better) or 'none'}; "
-                f"worse: {', '.join(worse) or 'none'}; the others: no difference that {len(mine)} seeds can show"
-            )
+    for what, value in asked.items():
+        mine = [value(t) for t in results[SHIPPED]]
+        better, worse = [], []
+        for name, trials in results.items():
+            if name == SHIPPED or name.endswith(" alone"):
+                continue
+            gain, half = interval(value(t) - m for t, m in zip(trials, mine))
+            if abs(gain) > half:
+                (better if gain > 0 else worse).append(f"{name} ({gain:+.3f} +- {half:.3f})")
+        mean, half = interval(mine)
+        said.append(
+            f"{what}: {SHIPPED} {mean:.3f} +- {half:.3f}; better: {', '.join(better) or 'none'}; "
+            f"worse: {', '.join(worse) or 'none'}; the others: no difference that {len(mine)} seeds can show"
+        )
     others = sum(name != SHIPPED and not name.endswith(" alone") for name in results)
     compared = others * len(said)
     said.append(f"{compared} comparisons: about {compared / 20:.0f} of them would show a difference by chance")
@@ -337,7 +352,11 @@ def report(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> str:
     ]
     for measure, what in TASKS[recipe.task].MEASURES.items():
         parts += [f"<h2>{html.escape(what)}</h2>", *_scores(measure, results)]
-    if len(recipe.streams) > 1 and not (recipe.train.modality_dropout or recipe.data.get("absent")):
+    if loop := results[SHIPPED][0].get("loop"):
+        rows = [[n, *(_told(interval(t["loop"][k] for t in trials)) for k in loop)] for n, trials in results.items()]
+        parts += ["<h2>In closed loop</h2>", _table(["", *loop], rows)]
+    dropped = recipe.train.modality_dropout or recipe.data.get("absent") or hasattr(TASKS[recipe.task], "Dropout")
+    if len(recipe.streams) > 1 and not dropped:
         parts.append("<p>No sense was missing in training: what a model does without one is left to chance.</p>")
     parts += ["<h2>Size and time</h2>", _sizes(results), "<h2>Spikes, and what the fusion weighs</h2>"]
     parts.append(_inside([spec.name for spec in recipe.streams], results))
@@ -360,10 +379,10 @@ def _scores(measure: str, results: dict[str, list[dict[str, Any]]]) -> list[str]
     if len(present) > 1:
         whole = {n: trials for n, trials in results.items() if len(trials[0]["scores"][ALL_WELL]) == len(present)}
         masked = [
-            [name, *(_told(interval(t["scores"][ALL_WELL][p][measure] for t in trials)) for p in present)]
-            for name, trials in whole.items()
+            [p, *(_told(interval(t["scores"][ALL_WELL][p][measure] for t in trials)) for trials in whole.values())]
+            for p in present
         ]
-        parts += ["<h3>By the senses that are present</h3>", _table(["", *present], masked)]
+        parts += ["<h3>By the senses that are present</h3>", _table(["", *whole], masked)]
     return parts
 
 

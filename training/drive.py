@@ -1,5 +1,8 @@
 """The drive task: demonstrations from the simulator, what is learned from them, and the student at the wheel.
 
+    python -m training.train drive
+    python -m training.compare drive --data runs/drive          # what others learn from the same lessons
+
 Imitation with DAgger: in later rounds the student of the round before drives most of the time, and the expert says what
 it would have done.
 """
@@ -8,6 +11,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +30,25 @@ from mm_edge.preprocess import Vocabulary
 from mm_edge.replay import Tick
 from mm_edge.sim.episode import GRID, Episode, ExpertDriver
 from mm_edge.sim.rooms import COLOURS, SHAPES, vocabulary
-from mm_edge.types import Sample
-from training.batches import Batch, Lanes
-from training.models import ModelResult, RobotMultiSensorModel, modalities_of
+from mm_edge.types import Sample, StreamSpec
+from training.batches import Batch, Lanes, make_batch
+from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe, Round
 from training.runner import TorchPipeline
-from training.supervised import build
+from training.supervised import build, modalities
 from training.tables import Tables, build_tables, load_tables, save_tables
+from training.windows import Change, Event, r2
 
 EXPERT = "expert/cmd_vel"
+NEEDED = frozenset({"audio", "camera", "scan", "text"})
 HEADINGS = 24  # auxiliary target of the scan: how free the way is in each
 BESIDE_M = 0.24  # from the robot's centre: half its width and a margin
 SEEN_PIXELS = 8
 LESSON_S = 20.0  # a student that is lost has shown it by then
 LINGER_S = 1.5  # lessons go on after the target was reached, so that a student learns to stand there
+MEASURES = {"speed": "R2 of the expert's speed", "turn": "R2 of the expert's rate of turn"}
+EXAM, EXAM_LANES, EXAM_EVERY = range(980_000, 980_020), 64, 16
+LOOP, LOOP_S = range(970_000, 970_020), 25.0
 TERMS = {
     "go": 0.2, "in_view": 0.2, "where": 0.3, "attention": 0.3, "kinds": 0.2, "sound": 0.3, "scan": 5.0, "rates": 1.0,
 }  # fmt: skip
@@ -47,20 +57,20 @@ TERMS = {
 def build_model(recipe: Recipe) -> RobotMultiSensorModel:
     """The model with the heads that only training has, seeded. Raises ValueError for streams or sizes that it cannot
     have."""
-    if missing := {"audio", "camera", "scan", "text"} - {spec.name for spec in recipe.streams}:
+    if missing := NEEDED - {spec.name for spec in recipe.streams}:
         raise ValueError(f"streams: drive cannot be learned without {', '.join(sorted(missing))}")
-    config, period_s = dict(recipe.model), recipe.tick["period_ms"] / 1e3
-    sizes = {k: config.pop(k) for k in ("spiking_units", "liquid_units", "tau_s")}
-    modalities = modalities_of(recipe.streams, len(vocabulary()), period_s, encoder_dim=None, **sizes)
-    names = recipe.action["names"]
-    model = build(RobotMultiSensorModel, recipe, config, modalities=modalities, action_dim=len(names))
-    units = sizes["liquid_units"]
+    sizes = {key: value for key, value in recipe.model.items() if key != "modality"}
+    model = build(
+        RobotMultiSensorModel, recipe, sizes, modalities=modalities(recipe, len(vocabulary())),
+        action_dim=len(recipe.action["names"]),
+    )  # fmt: skip
+    units = {name: encoder.units for name, encoder in model.encoders.items()}
     grid = model.encoders["camera"].net.dim
     model.aux["colour"] = torch.nn.Linear(grid, len(COLOURS) + 1)  # of the object in each cell; the first: none
     model.aux["shape"] = torch.nn.Linear(grid, len(SHAPES) + 1)
-    model.aux["camera"] = torch.nn.Linear(units, 4)  # target in view; its bearing's sine and cosine, its nearness
-    model.aux["audio"] = torch.nn.Linear(units, 5)  # alarm, beacon on; its bearing's sine and cosine, its nearness
-    model.aux["scan"] = torch.nn.Linear(units, HEADINGS)
+    model.aux["camera"] = torch.nn.Linear(units["camera"], 4)  # target in view; bearing's sine and cosine, nearness
+    model.aux["audio"] = torch.nn.Linear(units["audio"], 5)  # alarm, beacon on; bearing's sine and cosine, nearness
+    model.aux["scan"] = torch.nn.Linear(units["scan"], HEADINGS)
     return model
 
 
@@ -150,7 +160,7 @@ def loss(
     scan = ((said - blocked) ** 2).mean() if len(said) else said.sum()
 
     rates = {name: _mean(s.mean(-1), batch.steps[name].keep.squeeze(-1).float()) for name, s in out.spikes.items()}
-    quiet_or_loud = sum(F.relu(0.05 - r) + F.relu(r - 0.45) for r in rates.values())
+    quiet_or_loud = sum((F.relu(0.05 - r) + F.relu(r - 0.45) for r in rates.values()), action.new_zeros(()))
     terms = {
         "go": go, "in_view": in_view, "where": where, "attention": attention, "kinds": kinds, "sound": sound,
         "scan": scan, "rates": quiet_or_loud,
@@ -212,11 +222,13 @@ class _Lesson(ExpertDriver):
     Attributes: events, the samples and ticks of the episode so far.
     """
 
-    def __init__(self, episode: Episode, round_: Round, student: TorchPipeline | None):
+    def __init__(
+        self, episode: Episode, round_: Round, student: TorchPipeline | None, dropped: Callable[[str, float], bool]
+    ):
         super().__init__(episode, round_.bursts)
-        self.events: list[Sample | Tick] = []
+        self.events: list[Event] = []
         self._episode, self._student, self._share = episode, student, round_.student
-        self._dropped = Dropout(episode.world.seed)
+        self._dropped = dropped
         self._turns = np.random.default_rng(np.random.SeedSequence([episode.world.seed, 5]))
         self._student_drives = self._turns.random() < self._share
 
@@ -249,18 +261,29 @@ def demonstrate(recipe: Recipe, seed: int, round_: Round, student: TorchPipeline
     episode.world.time_limit_s, episode.world.linger_s = LESSON_S, LINGER_S
     if student is not None:
         student.reset()
-    lesson = _Lesson(episode, round_, student)
+    lesson = _Lesson(episode, round_, student, Dropout(seed))
     episode.run(lesson)
-    known = Vocabulary(vocabulary())
-    return build_tables(lesson.events, recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms, known, label)
+    return _tables(lesson.events, recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms)
+
+
+def _tables(events: Iterable[Event], streams: tuple[StreamSpec, ...], period_s: float, max_gap_ms: float) -> Tables:
+    return build_tables(events, streams, period_s, max_gap_ms, Vocabulary(vocabulary()), label)
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
-    """The episodes of all rounds so far; those of this one with the student of the round before."""
+    """The episodes of all rounds so far; those of this one with the student of the round before. With `data.folder`,
+    that of a training that is done: all of its episodes, and none is made."""
     student = out / f"round{index - 1}.safetensors" if index else None
     episodes: list[Tables] = []
-    for i in range(index + 1):
-        episodes += demonstrations(recipe, i, out / "episodes" / f"round{i}", student if i == index else None, workers)
+    if recipe.data:
+        files = sorted(Path(recipe.data["folder"]).glob("episodes/round*/*.npz"))
+        if not files:
+            raise ValueError(f"{recipe.data['folder']}: expected a drive's training, as in runs/drive; got no episodes")
+        episodes = [load_tables(file) for file in tqdm(files, "episodes")]
+    else:
+        for i in range(index + 1):
+            folder = out / "episodes" / f"round{i}"
+            episodes += demonstrations(recipe, i, folder, student if i == index else None, workers)
     return Lanes(episodes, recipe.train.lanes, recipe.train.ticks, recipe.seed + index)
 
 
@@ -276,6 +299,48 @@ def demonstrations(recipe: Recipe, index: int, folder: Path, student: Path | Non
             for _ in tqdm(pool.imap_unordered(_make, jobs, chunksize=4), f"round {index}: episodes", total=len(jobs)):
                 pass
     return [load_tables(folder / f"{seed}.npz") for seed in tqdm(seeds, f"round {index}: read")]
+
+
+def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
+    """Windows of the expert's drives, shaken now and then, in worlds that none learned by."""
+    logs = _drives(recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms, change)
+    ticks = recipe.train.ticks
+    chunks = [(log, end - ticks, end) for log in logs for end in range(ticks, len(log) + 1, EXAM_EVERY)]
+    for i in range(0, len(chunks), EXAM_LANES):
+        some = chunks[i : i + EXAM_LANES]
+        yield make_batch(some, [True] * len(some), ticks, "text")
+
+
+@cache
+def _drives(streams: tuple[StreamSpec, ...], period_s: float, max_gap_ms: float, change: Change) -> list[Tables]:
+    return [_tables(change(_drive(seed)), streams, period_s, max_gap_ms) for seed in tqdm(EXAM, "exam", leave=False)]
+
+
+@cache
+def _drive(seed: int) -> list[Event]:
+    episode = Episode(seed)
+    episode.world.time_limit_s = LESSON_S
+    lesson = _Lesson(episode, Round(0, bursts=0.04), None, lambda stream, t_s: False)
+    episode.run(lesson)
+    return lesson.events
+
+
+def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
+    """said (n, 2) -> each of MEASURES."""
+    return dict(zip(MEASURES, r2(said, labels["action"]) or ()))
+
+
+def in_the_loop(recipe: Recipe, model: RobotMultiSensorModel) -> dict[str, float]:
+    """Shares of the worlds of LOOP in which the model, at the wheel, gets to where it was told, and in which it runs
+    into nothing."""
+    pipeline, outcomes = TorchPipeline(recipe, model), []
+    for seed in tqdm(LOOP, "worlds", leave=False):
+        pipeline.reset()
+        episode = Episode(seed)
+        episode.world.time_limit_s = LOOP_S
+        outcomes.append(episode.run(pipeline))
+    reached, free = ([o.status == "success" for o in outcomes], [o.collisions == 0 for o in outcomes])
+    return {"success": float(np.mean(reached)), "no collision": float(np.mean(free))}
 
 
 def rehearsal(recipe: Recipe, ticks: int) -> list[ModelInputs]:
