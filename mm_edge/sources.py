@@ -31,6 +31,7 @@ from mm_edge.types import NS, Audio, Sample
 CHUNK_S = 0.02  # of sound
 WAITING_CHUNKS = 500  # of sound that nobody takes; later ones are lost
 SILENCE_S = 2.0  # a device from which nothing comes for so long is dead
+SOUND_FILES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff")  # no microphone is called so
 OPEN_S, STALL_S = 10.0, 5.0  # how long a URL may take to open, and then to send a frame
 
 
@@ -310,8 +311,8 @@ class FileSource(Source):
 
 
 def open_sound(stream: str, name: str, sample_rate_hz: int, channels: int) -> Source:
-    """A file if there is one of this name, else a microphone."""
-    kind = FileSource if isfile(name) else MicrophoneSource
+    """A file if there is one of this name, or it is a name that no microphone has; else a microphone."""
+    kind = FileSource if isfile(name) or "/" in name or name.lower().endswith(SOUND_FILES) else MicrophoneSource
     return kind(stream, name, sample_rate_hz, channels)
 
 

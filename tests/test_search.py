@@ -254,7 +254,8 @@ def test_the_command_finds_words_and_draws_a_sheet(tmp_path, searched):
     record(tmp_path / "rec" / "0", [200, *[0] * 5, 255])
     status, out, log = searched(tmp_path / "rec", "a red gnome", "--json", "--top", "2")
     assert status == 0, log
-    first, second, sheet, last = out.splitlines()
+    heading, first, second, sheet, last = out.splitlines()
+    assert heading.split() == ["score", "at", "recording,", "stream"]
     assert first == f" 1.000     0:06.0  {tmp_path}/rec/0  camera" and second.split()[1] == "0:00.0"
     assert "words that the model does not know are left out: gnome" in log and "reading 1 of 1 recordings" in log
     told = json.loads(last)
@@ -262,14 +263,14 @@ def test_the_command_finds_words_and_draws_a_sheet(tmp_path, searched):
     drawn = cv2.imread(sheet)[..., ::-1]
     assert [drawn[150, x].tolist() for x in (172, 172 + 332)] == [[255, 0, 0], [200, 0, 55]]  # a thumbnail each
     status, out, log = searched(tmp_path / "rec", "blue")
-    assert out.split()[1] == "0:01.0" and log == ""
+    assert out.splitlines()[1].split()[1] == "0:01.0" and log == ""
 
 
 def test_the_command_finds_what_is_like_a_picture(tmp_path, searched):
     record(tmp_path / "rec" / "0", [0, 90, 255])
     cv2.imwrite(str(tmp_path / "like.png"), np.ascontiguousarray(colour(90)[..., ::-1]))
     status, out, _ = searched(tmp_path / "rec" / "0", "--image", tmp_path / "like.png", "--apart-s", "0.5")
-    assert status == 0 and [line.split()[1] for line in out.splitlines()[:3]] == ["0:01.0", "0:00.0", "0:02.0"]
+    assert status == 0 and [line.split()[1] for line in out.splitlines()[1:4]] == ["0:01.0", "0:00.0", "0:02.0"]
 
 
 def test_what_makes_no_sense_is_one_line(tmp_path, searched):

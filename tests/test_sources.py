@@ -20,7 +20,7 @@ from mm_edge import sources
 from mm_edge.align import Aligner
 from mm_edge.errors import EdgeError, MissingDependency
 from mm_edge.health import StreamMonitor
-from mm_edge.sources import CameraSource, Feed, FileSource, MicrophoneSource, SampleClock
+from mm_edge.sources import CameraSource, Feed, FileSource, MicrophoneSource, SampleClock, open_sound
 from mm_edge.types import NS, Audio, Sample, StreamSpec
 
 cv2 = pytest.importorskip("cv2", reason="cv2 is not installed")
@@ -222,6 +222,9 @@ def test_what_cannot_be_opened_is_told_with_what_there_is(tmp_path, video):
     soundfile.write(tmp_path / "other.wav", noise(0.1, channels=1), 44_100)
     with pytest.raises(EdgeError, match="expected 16000 Hz and 2 channels, got 44100 Hz and 1: ffmpeg -i"):
         FileSource("audio", str(tmp_path / "other.wav"), RATE_HZ, 2)
+    for missing in ("bark.wav", str(tmp_path / "bark")):  # are no microphones' names
+        with pytest.raises(EdgeError, match=r"bark.*: expected a sound file such as wav or flac"):
+            open_sound("audio", missing, RATE_HZ, 2)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):

@@ -62,6 +62,10 @@ def test_digits_of_a_folder_that_the_code_has_not_seen(digits, tmp_path, capsys)
     scores = json.loads(capsys.readouterr().out)
     assert (scores["images"], list(scores["speakers"])) == (20, ["abe", "zoe"])
     assert all(0 <= scores[name] <= 1 for name in ("fused", "audio", "image", "none"))
+    assert evaluate.main(arguments[:-1]) == 0  # for people: a row for each subset of the senses, by noise
+    lines = capsys.readouterr().out.splitlines()
+    rows, noises = lines[lines.index("by_noise_of_the_voice") + 1 :], list(scores["by_noise_of_the_voice"])
+    assert [row.strip()[: len(snr)] for row, snr in zip(rows, noises)] == noises
     assert evaluate.main([*arguments, "--only", "bob"]) == 1
     assert "expected speakers among ['abe', 'zoe'], got ['bob']" in capsys.readouterr().err
 

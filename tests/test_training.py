@@ -11,6 +11,7 @@ pytest.importorskip("mujoco", reason="episodes come from the simulator")
 import numpy as np
 from safetensors.torch import load_file
 
+from mm_edge.errors import EdgeError
 from training import drive
 from training.batches import Lanes
 from training.fusion import CrossModalAttentionFusion
@@ -66,6 +67,12 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(trained, tmp_pa
 def test_a_folder_of_another_recipe_is_refused(trained):
     with pytest.raises(ValueError, match=r"was begun by another recipe .*, not the same in .*rounds"):
         train(read_recipe(RECIPES / "drive.yaml"), trained, workers=1)
+
+
+def test_what_found_no_data_may_be_begun_anew_by_another_recipe(tmp_path):
+    for folder in ("nowhere", "elsewhere"):
+        with pytest.raises(EdgeError, match=folder):
+            train(read_recipe(RECIPES / "imu_can.yaml", [f"data.folder={tmp_path / folder}"]), tmp_path, workers=1)
 
 
 def test_it_learns(trained):

@@ -25,7 +25,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,12 +183,19 @@ def _on_pictures(args: argparse.Namespace) -> int:
         return 1
 
 
-def _told(value: Any) -> str:
-    return "  ".join(f"{key} {_told(one)}" for key, one in value.items()) if isinstance(value, dict) else str(value)
+def _told(scores: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A line for each number, or for each row of a table."""
+    for name, value in scores.items():
+        if isinstance(value, dict) and any(isinstance(one, dict) for one in value.values()):
+            yield f"{indent}{name}"
+            yield from _told(value, indent + "  ")
+        else:
+            row = "  ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            yield f"{indent + name:<26}{row}"
 
 
 def _say(scores: dict[str, Any], as_json: bool) -> int:
-    print(json.dumps(scores) if as_json else "\n".join(f"{name:<26}{_told(value)}" for name, value in scores.items()))
+    print(json.dumps(scores) if as_json else "\n".join(_told(scores)))
     return 0
 
 

@@ -51,6 +51,7 @@ from training.recordings import tick_of
 from training.supervised import contrastive, newest
 
 RECIPES = Path(__file__).parent / "recipes"
+BEFORE_ALL = ("recipe.yaml", "commit", "cpu_minutes.json")  # what a training that finds no data leaves
 TASKS = {
     "clips": clips, "digits": digits, "drive": drive, "events": events, "imu_can": imu_can,
     "lidar_velocity": lidar_velocity, "robot": robot, "sounds": hearing, "steering": steering, "vlm": vlm,
@@ -179,9 +180,9 @@ def _check(recipe: Recipe) -> None:
 
 
 def same_recipe(recipe: Recipe, out: Path) -> None:
-    """Keep it as `out/recipe.yaml`; raises ValueError if another one is there."""
+    """Keep it as `out/recipe.yaml`; raises ValueError if what is there was made by another one."""
     kept = out / "recipe.yaml"
-    if kept.exists() and (differing := _differing(yaml.safe_load(kept.read_text()), recipe.raw)):
+    if _is_begun(out) and (differing := _differing(yaml.safe_load(kept.read_text()), recipe.raw)):
         raise ValueError(
             f"{out}: was begun by another recipe ({kept}), not the same in {', '.join(differing)}; "
             "remove the folder, or give another --out"
@@ -198,6 +199,11 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
     return [d for k in keys for d in _differing(one.get(k), other.get(k), f"{key}.{k}".lstrip("."))]
 
 
+def _is_begun(out: Path) -> bool:
+    """Whether a training left more there than how it was to be."""
+    return (out / "recipe.yaml").exists() and any(path.name not in BEFORE_ALL for path in out.iterdir())
+
+
 def _same_code(out: Path) -> None:
     """Keep which commit trains, as `out/commit`; raises ValueError if another one began. "-dirty" is with changes."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
@@ -205,7 +211,7 @@ def _same_code(out: Path) -> None:
     if shutil.which("git"):
         commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     commit = commit or "unknown"
-    if kept.exists() and kept.read_text() != commit:
+    if _is_begun(out) and kept.exists() and kept.read_text() != commit:
         raise ValueError(
             f"{out}: was begun by commit {kept.read_text()}, this is {commit}; go back, or give another --out"
         )

@@ -159,7 +159,7 @@ class Live:
         return {
             "seconds": round(time.monotonic() - self._begun_s, 2),
             "ticks": self._ticks,
-            "actions": self._actions,
+            "actions": self._actions if self._pipeline.bundle.outputs.action else None,
             "latency_ms": _percentiles(self._latency_ms),
             "tick_ms": _percentiles(self._tick_ms),
             "engine": self._pipeline.engine,
@@ -311,7 +311,8 @@ def _percentiles(times_ms: list[float]) -> dict[str, float | None]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    print(f"\nticks       {report['ticks']} in {report['seconds']:.1f} s, {report['actions']} with an action")
+    acted = "" if report["actions"] is None else f", {report['actions']} with an action"
+    print(f"\nticks       {report['ticks']} in {report['seconds']:.1f} s{acted}")
     for name, what in (("latency", "from the anchor's stamp to the output"), ("tick", "a tick costs")):
         p50, p99 = report[f"{name}_ms"].values()
         print(f"{name:<12}{p50} ms p50, {p99} ms p99, {what}")

@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise RecordingError(f"{', '.join(map(str, paths))}: no frame could be read, there is nothing to search in")
     moments = sorted(set(moments), key=lambda moment: (-moment.score, moment))[: args.top]
     write_sheet(args.sheet, moments, language, str(args.image or text))
+    print(f"{'score':>6} {'at':>10}  recording, stream")
     for moment in moments:
         print(f"{moment.score:6.3f} {clock(moment.at_s):>10}  {moment.recording}  {moment.stream}")
     print(args.sheet)
