@@ -27,6 +27,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -37,7 +38,7 @@ import numpy as np
 
 import mm_edge
 from mm_edge.errors import EdgeError, MissingDependency, RecordingError, SampleError
-from mm_edge.messages import MESSAGE_TYPES, NS, action_to_ros, from_ros, to_ros, twist_from_ros
+from mm_edge.messages import MESSAGE_TYPES, NS, action_to_ros, from_ros, readable, to_ros, twist_from_ros
 from mm_edge.types import Action, Sample, StreamSpec
 
 TICK, META, OUTCOME = "/mm_edge/tick", "/mm_edge/meta", "/mm_edge/outcome"
@@ -243,10 +244,11 @@ def read(
 ) -> Iterator[Sample | SampleError | Command | Tick]:
     """What a recording holds of the streams `specs`, in the order of log time, read as it is asked for.
 
-    Reads what `RecordingWriter` wrote, and with `topics` (stream -> topic) any ROS 2 bag (MCAP, sqlite3; folder or
-    file) or ROS 1 bag; where a recording knows its streams, they replace those that they name. A message that is no
-    sample of its stream is yielded as the SampleError that says why. Twists on other topics are yielded as commands.
-    Streams that were not recorded are absent. `log_time_ns`: only what came in that instant, found without reading all.
+    Reads what `RecordingWriter` wrote, and any ROS 2 bag (MCAP, sqlite3; folder or file) or ROS 1 bag, which knows no
+    streams: a stream's is the topic of its name, see `stream_name`. `topics` (stream -> topic) replaces those that it
+    names. A message that is no sample of its stream is yielded as the SampleError that says why. Twists on other topics
+    are yielded as commands. Streams that were not recorded are absent. `log_time_ns`: only what came in that instant,
+    found without reading all.
 
     Raises RecordingError, naming the file, if it is missing, damaged or no recording, or one of `topics` is not in it.
     """
@@ -256,7 +258,8 @@ def read(
         told = _read_json(bag, META).get("streams") or {}
         if not isinstance(told, Mapping) or not all(isinstance(topic, str) for topic in told.values()):
             raise RecordingError(f"{path}: expected streams as a topic for each, got {str(told)[:60]}")
-        streams = {**told, **(topics or {})}
+        specs = tuple(specs)
+        streams = {**(told or _by_name(bag, specs)), **(topics or {})}
         if not streams:
             raise RecordingError(
                 f"{path}: knows no streams, only topics: say which of {sorted(known)} is which stream, "
@@ -283,6 +286,16 @@ def read(
                 yield Command(topic[1:], time_ns, twist_from_ros(msg))
         if log_time_ns is None and any(left.values()):
             raise RecordingError(f"{path}: damaged: lacks messages of {[c.topic for c in wanted if left[c.id]]}")
+
+
+def stream_name(topic: str) -> str:
+    """What a stream is called after its topic: /front/image_raw becomes front_image_raw."""
+    return re.sub(r"\W", "_", topic.lstrip("/"))
+
+
+def _by_name(bag: Any, specs: Iterable[StreamSpec]) -> dict[str, str]:
+    names = {(stream_name(c.topic), c.msgtype): c.topic for c in bag.connections}
+    return {s.name: names[s.name, kind] for s in specs for kind in readable(s.kind) if (s.name, kind) in names}
 
 
 def _lost_topics(bag: Any) -> list[str]:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -502,7 +503,7 @@ def foreign_bag(path, plugin, messages):
 
 
 @pytest.mark.parametrize("plugin", [StoragePlugin.SQLITE3, StoragePlugin.MCAP])
-def test_bags_of_others_need_to_be_told_the_topics(tmp_path, plugin):
+def test_bags_of_others_need_to_be_told_the_topics_unless_streams_are_called_so(tmp_path, plugin):
     """One frame that is good, one without a stamp, and a Twist that someone drove with."""
     frame = SAMPLES[1].data
     path = foreign_bag(
@@ -523,6 +524,8 @@ def test_bags_of_others_need_to_be_told_the_topics(tmp_path, plugin):
         list(read(path, SPECS))
     with pytest.raises(RecordingError, match=r"humble: has no topic \['/image'\]; it has \['/cmd_vel', '/front/im"):
         list(read(path, SPECS, {"camera": "image"}))
+    named, scan = replace(SPECS[0], name="front_image_raw"), replace(SPECS[0], name="cmd_vel")  # which is no image
+    assert [r.stream for r in read(path, [named, scan]) if isinstance(r, (Sample, SampleError))] == [named.name] * 2
 
 
 def test_ros1_bags_of_a_real_robot(tmp_path):

@@ -30,7 +30,16 @@ from mm_edge.errors import RecordingError, SampleError
 from mm_edge.manifest import Tick
 from mm_edge.messages import DRIVEN, TWIST
 from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S, Vocabulary
-from mm_edge.recording import STRING, TWIST_STAMPED, first_messages, named, read, read_metadata, typestore
+from mm_edge.recording import (
+    STRING,
+    TWIST_STAMPED,
+    first_messages,
+    named,
+    read,
+    read_metadata,
+    stream_name,
+    typestore,
+)
 from mm_edge.recording import TWIST as TWIST_TYPE
 from mm_edge.replay import events
 from mm_edge.types import KINDS, NS, Sample, StreamSpec
@@ -139,7 +148,7 @@ def survey(path: Path) -> Recording:
         for topic, (type_name, count, first) in found.items():
             if count and (kind := _kind(topic, type_name, first, streams, found)):
                 by_topic[topic] = Topic(topic, type_name, kind, TWIST if "Twist" in type_name else ())
-                name = topic[1:] if kind == "command" else streams.get(topic) or re.sub(r"\W", "_", topic[1:])
+                name = topic[1:] if kind == "command" else streams.get(topic) or stream_name(topic)
                 if name in recording.topics:
                     both = f"{recording.topics[name].topic} and {topic}"
                     raise RecordingError(f"{path}: expected topics whose names differ by more than a sign, got {both}")
