@@ -26,7 +26,7 @@ from training.batches import regular_batch, regular_steps
 from training.digits import DigitDraw, Digits, build_model, hints, loss
 from training.recipe import read_recipe
 from training.supervised import contrastive, newest
-from training.train import RECIPES, main, train, without
+from training.train import RECIPES, _validate, main, train, without
 
 ROOT = Path(__file__).parents[1]
 FEW = ["train.lanes=4", "train.save_every_steps=2", "train.mixed_precision=no"]
@@ -283,6 +283,30 @@ def test_a_robot_of_your_own(tmp_path, capsys):
     assert scores.keys() == {"b", "c"}  # not monday/c, which is another
     assert (b["learned"], c["learned"]) == (True, False) and b["ticks"] > 20
     assert c["r2_previous"][0] > c["r2"][0] and c["mean_error"] == b["mean_error"]  # the same was recorded twice
+
+
+def test_recordings_that_are_held_out_choose_the_weights_and_when_to_stop(tmp_path, monkeypatch, capsys):
+    for name in ("a", "b"):
+        record(tmp_path / "bags" / name)
+    arguments = ["drive", "--data", str(tmp_path / "bags"), "--out", str(tmp_path / "run"), "rounds=[{steps: 9}]"]
+    arguments += ["train.lanes=2", "train.ticks=6", "train.save_every_steps=1", "train.patience=2"]
+    assert main([*arguments, "data.validation=[c]"]) == 2
+    assert "data.validation: expected a list of some of ['a', 'b'], got ['c']" in capsys.readouterr().err
+    assert main([*arguments, "data.validation=[a, b]"]) == 2
+    assert "data.validation: ['a', 'b'] leaves nothing to learn from" in capsys.readouterr().err
+    losses, weights = iter([3.0, 1.0, 2.0, 1.5]), []
+
+    def judged(lesson, batches):
+        assert sum(len(batch.start) for batch in batches) == 5  # of 6 ticks each, all that there is of b
+        assert 0 < _validate(lesson, batches) == _validate(lesson, batches) and lesson.training
+        weights.append({name: value.clone() for name, value in lesson.model.state_dict().items()})
+        return next(losses)
+
+    monkeypatch.setattr("training.train._validate", judged)
+    assert main([*arguments, "data.validation=[b]"]) == 0
+    assert len(weights) == 4  # and then it stopped
+    kept = load_file(tmp_path / "run" / "final.safetensors")
+    assert all(torch.equal(value, weights[1][name]) for name, value in kept.items())
 
 
 def test_recordings_with_errors_are_learned_from_only_if_told_to(tmp_path, capsys):

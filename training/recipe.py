@@ -35,7 +35,9 @@ class TrainConfig:
     progressive: tuple[float, ...] = ()  # (a, b): encoders alone until share a of the steps, fusion alone until b
     contrastive: float = 0.0  # weight of aligning the modalities' tokens, see `contrastive` in training/supervised.py
     weights: dict[str, float] = dataclasses.field(default_factory=dict)  # of a task's terms by name
-    patience: int = 0  # stop after so many saves without a better loss of the batches since the save before; 0: never
+    # Stop after so many saves without a better loss: of the data to validate by, if a task has some, or else of the
+    # batches since the save before. 0: never.
+    patience: int = 0
 
     def __post_init__(self) -> None:
         for name in ("lanes", "ticks", "save_every_steps", "accumulate"):

@@ -1,6 +1,7 @@
 """A robot of your own: imitation of the commands in your recordings.
 
     python -m training.train drive --data FOLDER_OF_RECORDINGS [--label TOPIC] [--go-on]
+    python -m training.train drive --data FOLDER_OF_RECORDINGS "data.validation=[monday]" train.patience=3
     python -m training.evaluate robot --data FOLDER_OF_RECORDINGS --bundle MY_BUNDLE
 
 The recordings are checked first, and said what of them is wrong; with errors, training goes on with the rest only if
@@ -9,6 +10,7 @@ told to. Streams, their rates and their statistics, the action and its limits ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,13 @@ from mm_edge.bundle import Bundle
 from mm_edge.engine import load
 from mm_edge.manifest import Tick
 from mm_edge.preprocess import Vocabulary
-from training.batches import Batch, Lanes
+from training.batches import Batch, Lanes, make_batch
 from training.check import check
 from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe
 from training.recordings import Label, find, label_of, streams_of, survey, tables_of, tick_of, words_of
 from training.supervised import build, modalities, rate_loss
+from training.tables import Tables
 from training.windows import inputs_at, r2
 
 TERMS = {"rates": 1.0}  # of spikes, which are to be neither silent nor always there
@@ -88,17 +91,48 @@ def build_model(recipe: Recipe) -> RobotMultiSensorModel:
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
+    learned, _ = _split(recipe)
+    return Lanes(_logs(recipe, learned), recipe.train.lanes, recipe.train.ticks, recipe.seed, _text(recipe))
+
+
+def validation(recipe: Recipe) -> list[Batch]:
+    """All of the recordings that data.validation names, in windows from rest; of them only statistics and limits are
+    known to the model."""
+    _, held_out = _split(recipe)
+    ticks, lanes = recipe.train.ticks, recipe.train.lanes
+    chunks = [
+        (log, begin, min(begin + ticks, len(log)))
+        for log in _logs(recipe, held_out) for begin in range(0, len(log), ticks)
+    ]  # fmt: skip
+    parts = [chunks[i : i + lanes] for i in range(0, len(chunks), lanes)]
+    return [make_batch(part, [True] * len(part), ticks, _text(recipe)) for part in parts]
+
+
+def _split(recipe: Recipe) -> tuple[list[Path], list[Path]]:
+    """The recordings to learn from, and those to validate by. Raises ValueError for one that is not there, or if none
+    is left."""
+    folder, wanted = Path(recipe.data["folder"]), recipe.data["validation"]
+    named = {name_in(folder, path): path for path in map(Path, recipe.data["recordings"])}
+    if not isinstance(wanted, list) or set(wanted) - named.keys():
+        raise ValueError(f"data.validation: expected a list of some of {sorted(named)}, got {wanted!r}")
+    learned = [path for name, path in named.items() if name not in wanted]
+    if not learned:
+        raise ValueError(f"data.validation: {wanted} leaves nothing to learn from")
+    return learned, [named[name] for name in wanted]
+
+
+def _logs(recipe: Recipe, paths: Sequence[Path]) -> list[Tables]:
     label = Label(recipe.data["label"], **{key: tuple(value) for key, value in recipe.action.items()})
     vocabulary = Vocabulary(words(recipe)) if recipe.data["words"] else None
-    tick = Tick(**recipe.tick)
-    tables = [
-        tables_of(
-            survey(Path(path)), recipe.streams, label, tick, vocabulary, recipe.data["latency_ms"], recipe.max_gap_ms
-        )
-        for path in tqdm(recipe.data["recordings"], "recordings")
+    tick, latency_ms = Tick(**recipe.tick), recipe.data["latency_ms"]
+    return [
+        tables_of(survey(path), recipe.streams, label, tick, vocabulary, latency_ms, recipe.max_gap_ms)
+        for path in tqdm(paths, "recordings")
     ]
-    text = next((spec.name for spec in recipe.streams if spec.kind == "text"), None)
-    return Lanes(tables, recipe.train.lanes, recipe.train.ticks, recipe.seed, text)
+
+
+def _text(recipe: Recipe) -> str | None:
+    return next((spec.name for spec in recipe.streams if spec.kind == "text"), None)
 
 
 def loss(recipe: Recipe, model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
@@ -137,7 +171,8 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
         known = log.labels["weight"][1:] * log.labels["weight"][:-1] > 0
         true, before, said = log.labels["action"][1:][known], log.labels["action"][:-1][known], said[1:][known]
         scores[name] = {
-            "learned": Path(name).name in data["recordings"], "ticks": len(true), "names": list(label.names),
+            "learned": Path(name).name in data["recordings"] and name not in data.get("validation", []),
+            "ticks": len(true), "names": list(label.names),
             "mean_error": [round(float(e), 4) for e in np.abs(said - true).mean(0)] if len(true) else None,
             "r2": r2(said, true), "r2_previous": r2(before, true),
         }  # fmt: skip

@@ -8,7 +8,7 @@
     torchrun --nproc-per-node 2 -m training.train lidar_velocity --data FOLDER
 
 A recipe's rounds each make (or read) their episodes and train on all so far. State is saved as it goes; the same
-command goes on where it was stopped.
+command goes on where it was stopped. Where a task has data to validate by, the weights that do best on them are kept.
 
 Several processes share the lanes of each batch, and their gradients' mean is what one step takes. That equals what one
 process learns if the loss is a mean over lanes, each of the same weight, and nothing sees or draws for several lanes at
@@ -253,7 +253,7 @@ class _Lesson(nn.Module):
 
     def forward(self, batch: Batch, state: ModelState) -> tuple[Tensor, dict[str, Tensor], ModelState]:
         config = self.recipe.train
-        if config.modality_dropout:
+        if config.modality_dropout and self.training:
             gone = torch.rand_like(batch.mask[:, :1]) < config.modality_dropout
             batch = without(batch, gone, self.model.text)
         result, state = self.model.scan(batch, state)
@@ -288,10 +288,11 @@ class _Progress:
         self.smooth: dict[str, float] = {}  # losses and what else is shown
         self._best, self.since = math.inf, 0
 
-    def compare(self, loss: float) -> None:
-        """Count the saves since there was a better loss."""
+    def compare(self, loss: float) -> bool:
+        """Whether there was no better loss; counts the saves since there was one."""
         self.since = 0 if loss < self._best else self.since + 1
         self._best = min(self._best, loss)
+        return not self.since
 
     def state_dict(self) -> dict[str, Any]:
         patience = {"best": self._best, "since": self.since, "smooth": self.smooth}
@@ -321,6 +322,8 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
     share, rank = config.lanes // accelerator.num_processes, accelerator.process_index
     progress = _Progress(supply, model.zero_state(share))
     accelerator.register_for_checkpointing(progress)
+    unseen = TASKS[recipe.task].validation(recipe) if hasattr(TASKS[recipe.task], "validation") else []
+    best = out / f"best{index}.safetensors"
     saved = out / "checkpoint"
     if not saved.exists() and saved.with_suffix(".old").exists():  # stopped between the two renamings
         saved.with_suffix(".old").rename(saved)
@@ -349,11 +352,30 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
             accelerator.log(values, step=step)
             bar.set_postfix({k: f"{v:.3f}" for k, v in progress.smooth.items()})
         if progress.step % config.save_every_steps == 0:
-            progress.compare(float(accelerator.reduce(torch.stack(since_save).mean(), "mean")))
+            found = float(accelerator.reduce(torch.stack(since_save).mean(), "mean"))
+            if unseen:
+                found = progress.smooth["validation"] = _validate(accelerator.unwrap_model(lesson), unseen)
+                accelerator.log({"validation": found}, step=step)
+            if progress.compare(found) and unseen and rank == 0:
+                save_file(model.state_dict(), best)
             since_save.clear()
             _save(accelerator, saved, index)
+    accelerator.wait_for_everyone()
+    if best.exists():
+        model.load_state_dict(load_file(best))
     for tracker in accelerator.trackers:  # not end_training: that parts the processes, and rounds may follow
         tracker.finish()
+
+
+@torch.no_grad()
+def _validate(lesson: _Lesson, batches: list[Batch]) -> float:
+    """The mean loss of batches that begin anew, as many lanes as they have."""
+    lesson.eval()
+    device = next(lesson.parameters()).device
+    lanes = [len(batch.start) for batch in batches]
+    losses = [float(lesson(batch.to(device), lesson.model.zero_state(n))[0]) for batch, n in zip(batches, lanes)]
+    lesson.train()
+    return sum(loss * n for loss, n in zip(losses, lanes)) / sum(lanes)
 
 
 def _groups(model: MultiModalFusionNetwork, config: TrainConfig) -> list[dict[str, Any]]:
