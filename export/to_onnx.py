@@ -32,6 +32,7 @@ from mm_edge.engine.part import Fresh, ModelInputs
 from mm_edge.errors import EdgeError, EngineError
 from mm_edge.manifest import GOLDEN, VOCABULARY
 from mm_edge.types import StreamSpec
+from training import robot
 from training.models import ModalityEncoder, MultiModalFusionNetwork
 from training.nets import SCAN_RANGE_MAX_M, ModalityConfig, ModalityType
 from training.recipe import Recipe, read_recipe, read_yaml
@@ -362,7 +363,7 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
             "recipe": recipe.task, "seed": recipe.seed, "commit": (checkpoint.parent / "commit").read_text(),
             "ticks": recipe.train.ticks,
             "data": {  # nobody's folders
-                key: [Path(path).name for path in value] if key == "recordings" else value
+                key: robot.learned(recipe) if key == "recordings" else value
                 for key, value in recipe.data.items() if key not in ("folder", "words")
             },
         },

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -164,11 +164,11 @@ def _levels(samples: np.ndarray, spec: StreamSpec, out: np.ndarray) -> None:
         overlapping = (sound.strides[0], hop * sound.itemsize, sound.itemsize)  # frames without a copy
         frames = np.ndarray((spec.channels, hops, AUDIO_FRAME), np.float32, sound, strides=overlapping)
         frames = (frames * hann(AUDIO_FRAME)).reshape(-1, AUDIO_FRAME)
-    power = spectra(frames)
-    power *= power
-    log = power.dot(_packed_bank(spec.sample_rate_hz, AUDIO_FRAME, spec.shape[1]))  # (channels * hops, bands)
-    log += 1e-6
-    np.log10(log, out=log)
+    spectrum = spectra(frames)
+    power = np.multiply(spectrum, spectrum, out=spectrum)
+    mel = power.dot(_packed_bank(spec.sample_rate_hz, AUDIO_FRAME, spec.shape[1]))  # (channels * hops, bands)
+    mel += 1e-6
+    log = np.log10(mel, out=mel)
     if spec.channels > 1:
         by_channel = log.reshape(spec.channels, hops, -1)
         np.subtract(by_channel[:-1], by_channel[1:], out=out[1:].transpose(0, 2, 1))
@@ -182,13 +182,21 @@ def _levels(samples: np.ndarray, spec: StreamSpec, out: np.ndarray) -> None:
 def spectra(frames: np.ndarray) -> np.ndarray:
     """float32 (n, m), m even -> of that shape: of each row the real Fourier transform, packed as Re 0, Re 1, Im 1, ...,
     Re m/2. OpenCV's costs a third of numpy's, which serves where there is none."""
+    if cv2 := _cv2():
+        return cv2.dft(frames, None, cv2.DFT_ROWS)
+    spectrum = np.fft.rfft(frames).astype(np.complex64, copy=False).view(np.float32)  # re, im, re, im, ...
+    spectrum[:, 1] = spectrum[:, 0]  # the first has no imaginary part, nor has the last
+    return np.ascontiguousarray(spectrum[:, 1:-1])
+
+
+@cache
+def _cv2() -> Any:
+    """None where it is not installed, which costs more to find out than a transform."""
     try:
         import cv2
     except ImportError:
-        spectrum = np.fft.rfft(frames).astype(np.complex64, copy=False).view(np.float32)  # re, im, re, im, ...
-        spectrum[:, 1] = spectrum[:, 0]  # the first has no imaginary part, nor has the last
-        return np.ascontiguousarray(spectrum[:, 1:-1])
-    return cv2.dft(frames, None, cv2.DFT_ROWS)
+        return None
+    return cv2
 
 
 def resample_scan(scan: Scan, beams: int, range_max_m: float) -> np.ndarray:

@@ -28,7 +28,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
@@ -244,11 +244,11 @@ def read(
 ) -> Iterator[Sample | SampleError | Command | Tick]:
     """What a recording holds of the streams `specs`, in the order of log time, read as it is asked for.
 
-    Reads what `RecordingWriter` wrote, and any ROS 2 bag (MCAP, sqlite3; folder or file) or ROS 1 bag, which knows no
-    streams: a stream's is the topic of its name, see `stream_name`. `topics` (stream -> topic) replaces those that it
-    names. A message that is no sample of its stream is yielded as the SampleError that says why. Twists on other topics
-    are yielded as commands. Streams that were not recorded are absent. `log_time_ns`: only what came in that instant,
-    found without reading all.
+    Reads what `RecordingWriter` wrote, and with `topics` (stream -> topic) any ROS 2 bag (MCAP, sqlite3; folder or
+    file) or ROS 1 bag; where a recording knows its streams, they replace those that they name. Of one that knows none,
+    without `topics`, streams are the topics called like them, see `stream_name`. A message that is no sample of its
+    stream is yielded as the SampleError that says why. Twists on other topics are yielded as commands. Streams that
+    were not recorded are absent. `log_time_ns`: only what came in that instant, found without reading all.
 
     Raises RecordingError, naming the file, if it is missing, damaged or no recording, or one of `topics` is not in it.
     """
@@ -259,7 +259,7 @@ def read(
         if not isinstance(told, Mapping) or not all(isinstance(topic, str) for topic in told.values()):
             raise RecordingError(f"{path}: expected streams as a topic for each, got {str(told)[:60]}")
         specs = tuple(specs)
-        streams = {**(told or _by_name(bag, specs)), **(topics or {})}
+        streams = {**told, **(topics or {})} or _by_name(bag, specs)
         if not streams:
             raise RecordingError(
                 f"{path}: knows no streams, only topics: say which of {sorted(known)} is which stream, "
@@ -293,9 +293,12 @@ def stream_name(topic: str) -> str:
     return re.sub(r"\W", "_", topic.lstrip("/"))
 
 
-def _by_name(bag: Any, specs: Iterable[StreamSpec]) -> dict[str, str]:
+def _by_name(bag: Any, specs: Sequence[StreamSpec]) -> dict[str, str]:
+    """Empty if a stream has no topic of its name, but another could be it: who guesses one in two guesses wrong."""
     names = {(stream_name(c.topic), c.msgtype): c.topic for c in bag.connections}
-    return {s.name: names[s.name, kind] for s in specs for kind in readable(s.kind) if (s.name, kind) in names}
+    found = {s.name: names[s.name, kind] for s in specs for kind in readable(s.kind) if (s.name, kind) in names}
+    left = {c.msgtype for c in bag.connections if c.topic not in found.values()}
+    return {} if any(s.name not in found and left & {*readable(s.kind)} for s in specs) else found
 
 
 def _lost_topics(bag: Any) -> list[str]:

@@ -312,7 +312,8 @@ class FileSource(Source):
 
 def open_sound(stream: str, name: str, sample_rate_hz: int, channels: int) -> Source:
     """A file if there is one of this name, or it is a name that no microphone has; else a microphone."""
-    kind = FileSource if isfile(name) or "/" in name or name.lower().endswith(SOUND_FILES) else MicrophoneSource
+    is_path = name.startswith(("/", "./", "../", "~")) or name.lower().endswith(SOUND_FILES)
+    kind = FileSource if is_path or isfile(name) else MicrophoneSource
     return kind(stream, name, sample_rate_hz, channels)
 
 

@@ -43,9 +43,9 @@ def test_late_samples_keep_their_stamps_and_come_in_the_order_in_which_they_arri
 
 
 def test_a_command_is_neither_thinned_out_nor_lost_nor_late():
-    log = [Sample("text", 0, 0, "stop"), *LOG]
+    said = [Sample("text", i, i, text) for i, text in enumerate(("stop", "go"))]
     for change in (compare.every_third, compare.lost, compare.late):
-        assert log[0] in change(log)
+        assert [event for event in change([*said, *LOG]) if event in said] == said
 
 
 def test_an_interval_by_hand():
@@ -124,6 +124,9 @@ def test_drive_is_learned_by_the_lessons_of_another_training_and_scored_at_the_w
     lesson.parent.mkdir(parents=True)
     save_tables(lesson, drive.demonstrate(recipe, 1000, recipe.rounds[0], student=None))
     trial = compare.trial(recipe, compare.train(recipe, tmp_path / "run", workers=1))
-    assert len(trial["scores"]["as recorded"]) == 31  # subsets of five senses
-    assert all(scores.keys() == {"speed", "turn"} for scores in trial["scores"]["as recorded"].values())
+    scores = trial["scores"]["as recorded"]
+    assert len(scores) == 16 and all("text" in senses for senses in scores)  # subsets of four senses, and a command
+    assert all(score.keys() == {"speed", "turn"} for score in scores.values())
     assert trial["loop"] == {"success": 0.0, "no collision": 1.0}  # a second is not enough for either
+    page = compare.report(recipe, {compare.SHIPPED: [trial, trial]})
+    assert "Shares of 1 worlds" in page and "success" in page

@@ -513,6 +513,7 @@ def test_bags_of_others_need_to_be_told_the_topics_unless_streams_are_called_so(
             ("/front/image_raw", "sensor_msgs/msg/Image", T0, lambda m: to_ros("image", m, T0 - 5, frame)),
             ("/front/image_raw", "sensor_msgs/msg/Image", T0 + 1, lambda m: to_ros("image", m, 0, frame)),
             ("/cmd_vel", "geometry_msgs/msg/Twist", T0 + 2, lambda m: setattr(m.linear, "x", 0.5)),
+            ("/rear/image_raw", "sensor_msgs/msg/Image", T0 + 3, lambda m: to_ros("image", m, T0, frame)),
         ],
     )
     good, bad, command = read(path, SPECS, {"camera": "front/image_raw"})
@@ -524,8 +525,11 @@ def test_bags_of_others_need_to_be_told_the_topics_unless_streams_are_called_so(
         list(read(path, SPECS))
     with pytest.raises(RecordingError, match=r"humble: has no topic \['/image'\]; it has \['/cmd_vel', '/front/im"):
         list(read(path, SPECS, {"camera": "image"}))
-    named, scan = replace(SPECS[0], name="front_image_raw"), replace(SPECS[0], name="cmd_vel")  # which is no image
-    assert [r.stream for r in read(path, [named, scan]) if isinstance(r, (Sample, SampleError))] == [named.name] * 2
+    front, rear, other = (replace(SPECS[0], name=name) for name in ("front_image_raw", "rear_image_raw", "camera"))
+    found = [r.stream for r in read(path, [front, rear, SPECS[2]]) if isinstance(r, (Sample, SampleError))]
+    assert found == ["front_image_raw", "front_image_raw", "rear_image_raw"]  # and no scan
+    with pytest.raises(RecordingError, match="knows no streams"):  # the rear one might be the other, or not
+        list(read(path, [front, other]))
 
 
 def test_ros1_bags_of_a_real_robot(tmp_path):

@@ -130,7 +130,7 @@ def test_a_liquid_cell_with_a_backbone_is_its_equation(dt_s):
 
 
 @pytest.mark.parametrize("dt_s", [None, 0.03])
-def test_its_gradient_is_that_of_numbers_near_by(dt_s):
+def test_the_gradient_of_a_liquid_cell_with_a_backbone_is_that_of_numbers_near_by(dt_s):
     torch.manual_seed(0)
     cell = BackboneCfC(5, 4, 6, period_s=0.1).double()
     x, h = (torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((2, 3, 5), (2, 4)))

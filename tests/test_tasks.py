@@ -288,16 +288,18 @@ def test_a_robot_of_your_own(tmp_path, capsys):
 def test_recordings_that_are_held_out_choose_the_weights_and_when_to_stop(tmp_path, monkeypatch, capsys):
     for name in ("a", "b"):
         record(tmp_path / "bags" / name)
-    arguments = ["drive", "--data", str(tmp_path / "bags"), "--out", str(tmp_path / "run"), "rounds=[{steps: 9}]"]
-    arguments += ["train.lanes=2", "train.ticks=6", "train.save_every_steps=1", "train.patience=2"]
+    small = ["drive", "--data", str(tmp_path / "bags"), "train.lanes=2", "train.ticks=6", "--out"]
+    arguments = [*small, str(tmp_path / "run"), "rounds=[{steps: 9}]", "train.save_every_steps=1", "train.patience=2"]
     assert main([*arguments, "data.validation=[c]"]) == 2
-    assert "data.validation: expected a list of some of ['a', 'b'], got ['c']" in capsys.readouterr().err
+    assert "data.validation: expected a list of some of ['a', 'b'], in quotes, got ['c']" in capsys.readouterr().err
+    assert main([*arguments, "data.validation=[2024_05_01]"]) == 2  # which is a number
+    assert "expected a list of some of ['a', 'b'], in quotes, got [20240501]" in capsys.readouterr().err
     assert main([*arguments, "data.validation=[a, b]"]) == 2
     assert "data.validation: ['a', 'b'] leaves nothing to learn from" in capsys.readouterr().err
-    losses, weights = iter([3.0, 1.0, 2.0, 1.5]), []
+    losses, weights = iter(torch.tensor([3.0, 1.0, 2.0, 1.5])), []
 
     def judged(lesson, batches):
-        assert sum(len(batch.start) for batch in batches) == 5  # of 6 ticks each, all that there is of b
+        assert [bool(batch.start) for batch in batches] == [True, *[False] * 4]  # b, from begin to end
         assert 0 < _validate(lesson, batches) == _validate(lesson, batches) and lesson.training
         weights.append({name: value.clone() for name, value in lesson.model.state_dict().items()})
         return next(losses)
@@ -307,6 +309,9 @@ def test_recordings_that_are_held_out_choose_the_weights_and_when_to_stop(tmp_pa
     assert len(weights) == 4  # and then it stopped
     kept = load_file(tmp_path / "run" / "final.safetensors")
     assert all(torch.equal(value, weights[1][name]) for name, value in kept.items())
+    monkeypatch.undo()
+    assert main([*small, str(tmp_path / "short"), "rounds=[{steps: 2}]", "data.validation=[b]"]) == 0
+    assert (tmp_path / "short" / "best0.safetensors").exists()  # the end is looked at, too
 
 
 def test_recordings_with_errors_are_learned_from_only_if_told_to(tmp_path, capsys):

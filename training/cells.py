@@ -100,9 +100,9 @@ class LIF(nn.Module):
     def scan(self, current: Tensor, v: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Over time. current (B, T, units), dt (B, T, 1); where `keep` (B, T, 1) is 0 nothing happens (padding), where
         `reset` (B, T, 1) is 1 the step starts from rest. Returns spikes (B, T, units) and the last v."""
-        p, over_time = self.parameters_now(), (x.transpose(0, 1).contiguous() for x in (current, dt, keep, reset))
-        first, dt, keep, reset = over_time
-        spikes, v = LIFScan.apply(first, v, torch.exp(-dt / p.tau), keep, reset, p.threshold, p.plain)
+        p = self.parameters_now()
+        current, dt, keep, reset = (x.transpose(0, 1).contiguous() for x in (current, dt, keep, reset))
+        spikes, v = LIFScan.apply(current, v, torch.exp(-dt / p.tau), keep, reset, p.threshold, p.plain)
         return spikes.transpose(0, 1), v
 
 

@@ -23,11 +23,10 @@ import json
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -134,8 +133,11 @@ def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
     for name, how in BASELINES.items():
         if recipe.train.ticks > 1 or name not in CELLS_ALONE:
             found[name] = _varied(recipe, **how)
-    if len(recipe.streams) > 1 and not hasattr(TASKS[recipe.task], "NEEDED"):
+    if len(recipe.streams) > 1:
+        needed = getattr(TASKS[recipe.task], "NEEDED", frozenset())
         for spec in recipe.raw["streams"]:
+            if not needed <= {spec["name"]}:
+                continue
             raw = copy.deepcopy(recipe.raw)
             raw["streams"] = [spec]
             raw["tick"]["anchor"] = spec["name"]
@@ -187,10 +189,11 @@ def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
     model.load_state_dict(load_file(weights))
     model.eval()
     scores: dict[str, Any] = {}
+    asks = any(encoder.asks for encoder in model.encoders.values())  # what steers an encoder cannot be masked alone
     timed = max(spec.rate_hz for spec in recipe.streams) > 1  # what happens once has no rate
     for condition, change in (CONDITIONS if timed else {ALL_WELL: list}).items():
         batches = list(task.exam(recipe, change))
-        for present in subsets(model.names) if condition == ALL_WELL else [model.names]:
+        for present in subsets(model.names, model.text if asks else None) if condition == ALL_WELL else [model.names]:
             said, labels, seen = _examine(model, batches, present)
             scores.setdefault(condition, {})["+".join(present)] = task.score(said, labels)
             if condition == ALL_WELL and len(present) == len(model.names):
@@ -209,10 +212,11 @@ def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
     }
 
 
-def subsets(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """All but none, the whole first."""
+def subsets(names: Iterable[str], always: str | None = None) -> list[tuple[str, ...]]:
+    """All but none, the whole first; those alone that hold `always`."""
     names = tuple(names)
-    return [chosen for n in range(len(names), 0, -1) for chosen in itertools.combinations(names, n)]
+    found = [chosen for n in range(len(names), 0, -1) for chosen in itertools.combinations(names, n)]
+    return [chosen for chosen in found if always is None or always in chosen]
 
 
 @torch.no_grad()
@@ -267,27 +271,28 @@ def lost(events: list[Event]) -> list[Event]:
 
 
 def _kept(events: list[Event], keep: Callable[[int], bool]) -> list[Event]:
-    """What comes once, as a command does, comes."""
-    count = Counter(event.stream for event in events if isinstance(event, Sample))
     numbers: dict[str, itertools.count] = {}
     return [
         event for event in events
-        if isinstance(event, Tick) or count[event.stream] == 1
-        or keep(next(numbers.setdefault(event.stream, itertools.count())))
+        if not _sensed(event) or keep(next(numbers.setdefault(event.stream, itertools.count())))
     ]  # fmt: skip
+
+
+def _sensed(event: Event) -> TypeGuard[Sample]:
+    """By a sensor that may fail: no tick, and no command."""
+    return isinstance(event, Sample) and not isinstance(event.data, str)
 
 
 def late(events: list[Event]) -> list[Event]:
     """Every sample arrives later, by up to three of its stream's periods at random; its stamp is true. What is
     overtaken is refused by the aligner, as on a robot: so more is lost than by `lost`."""
     rng, stamps = np.random.default_rng(0), dict[str, list[int]]()
-    for event in events:
-        if isinstance(event, Sample):
-            stamps.setdefault(event.stream, []).append(event.stamp_ns)
-    most_s = {stream: 3 * float(np.median(np.diff(s))) / NS if len(s) > 1 else 0.0 for stream, s in stamps.items()}
+    for event in filter(_sensed, events):
+        stamps.setdefault(event.stream, []).append(event.stamp_ns)
+    most_s = {stream: 3 * float(np.median(np.diff(s))) / NS for stream, s in stamps.items()}
     moved = [
-        event if isinstance(event, Tick)
-        else event._replace(arrival_ns=event.arrival_ns + round(rng.uniform(0, most_s[event.stream]) * NS))
+        event._replace(arrival_ns=event.arrival_ns + round(rng.uniform(0, most_s[event.stream]) * NS))
+        if _sensed(event) else event
         for event in events
     ]  # fmt: skip
     return sorted(moved, key=lambda e: (e.now_ns, 1) if isinstance(e, Tick) else (e.arrival_ns, 0))
@@ -309,27 +314,22 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 def verdicts(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> list[str]:
     """A sentence for each measure and condition: from which other models the shipped one differs, paired by seed, by
     more than its confidence interval. Of twenty comparisons without any difference, one does, too."""
-    asked: dict[str, Callable[[dict[str, Any]], float]] = {
-        f"{what}, {condition}": lambda t, c=condition, m=measure: _all_present(t, c)[m]
-        for measure, what in TASKS[recipe.task].MEASURES.items()
-        for condition in results[SHIPPED][0]["scores"]
-    }
-    asked |= {f"closed loop, {key}": lambda t, k=key: t["loop"][k] for key in results[SHIPPED][0].get("loop", {})}
     said = []
-    for what, value in asked.items():
-        mine = [value(t) for t in results[SHIPPED]]
-        better, worse = [], []
-        for name, trials in results.items():
-            if name == SHIPPED or name.endswith(" alone"):
-                continue
-            gain, half = interval(value(t) - m for t, m in zip(trials, mine))
-            if abs(gain) > half:
-                (better if gain > 0 else worse).append(f"{name} ({gain:+.3f} +- {half:.3f})")
-        mean, half = interval(mine)
-        said.append(
-            f"{what}: {SHIPPED} {mean:.3f} +- {half:.3f}; better: {', '.join(better) or 'none'}; "
-            f"worse: {', '.join(worse) or 'none'}; the others: no difference that {len(mine)} seeds can show"
-        )
+    for measure, what in TASKS[recipe.task].MEASURES.items():
+        for condition in results[SHIPPED][0]["scores"]:
+            mine = [_all_present(t, condition)[measure] for t in results[SHIPPED]]
+            better, worse = [], []
+            for name, trials in results.items():
+                if name == SHIPPED or name.endswith(" alone"):
+                    continue
+                gain, half = interval(_all_present(t, condition)[measure] - m for t, m in zip(trials, mine))
+                if abs(gain) > half:
+                    (better if gain > 0 else worse).append(f"{name} ({gain:+.3f} +- {half:.3f})")
+            mean, half = interval(mine)
+            said.append(
+                f"{what}, {condition}: {SHIPPED} {mean:.3f} +- {half:.3f}; better: {', '.join(better) or 'none'}; "
+                f"worse: {', '.join(worse) or 'none'}; the others: no difference that {len(mine)} seeds can show"
+            )
     others = sum(name != SHIPPED and not name.endswith(" alone") for name in results)
     compared = others * len(said)
     said.append(f"{compared} comparisons: about {compared / 20:.0f} of them would show a difference by chance")
@@ -355,7 +355,8 @@ def report(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> str:
     if loop := results[SHIPPED][0].get("loop"):
         rows = [[n, *(_told(interval(t["loop"][k] for t in trials)) for k in loop)] for n, trials in results.items()]
         parts += ["<h2>In closed loop</h2>", _table(["", *loop], rows)]
-    dropped = recipe.train.modality_dropout or recipe.data.get("absent") or hasattr(TASKS[recipe.task], "Dropout")
+        parts.append(f"<p>Shares of {len(TASKS[recipe.task].LOOP)} worlds, each of which is a step of them.</p>")
+    dropped = recipe.train.modality_dropout or recipe.data.get("absent") or hasattr(TASKS[recipe.task], "NEEDED")
     if len(recipe.streams) > 1 and not dropped:
         parts.append("<p>No sense was missing in training: what a model does without one is left to chance.</p>")
     parts += ["<h2>Size and time</h2>", _sizes(results), "<h2>Spikes, and what the fusion weighs</h2>"]

@@ -40,15 +40,15 @@ from training.tables import Tables, build_tables, load_tables, save_tables
 from training.windows import Change, Event, r2
 
 EXPERT = "expert/cmd_vel"
-NEEDED = frozenset({"audio", "camera", "scan", "text"})
+NEEDED = frozenset({"audio", "camera", "scan", "text"})  # streams of the recipe; in lessons they are dropped, too
 HEADINGS = 24  # auxiliary target of the scan: how free the way is in each
 BESIDE_M = 0.24  # from the robot's centre: half its width and a margin
 SEEN_PIXELS = 8
 LESSON_S = 20.0  # a student that is lost has shown it by then
 LINGER_S = 1.5  # lessons go on after the target was reached, so that a student learns to stand there
 MEASURES = {"speed": "R2 of the expert's speed", "turn": "R2 of the expert's rate of turn"}
-EXAM, EXAM_LANES, EXAM_EVERY = range(980_000, 980_020), 64, 16
-LOOP, LOOP_S = range(970_000, 970_020), 25.0
+EXAM, EXAM_LANES, EXAM_EVERY_TICKS = range(980_000, 980_020), 64, 16  # worlds; windows to a batch, and how far apart
+LOOP, LOOP_S = range(970_000, 970_020), 25.0  # worlds, and how long each may take
 TERMS = {
     "go": 0.2, "in_view": 0.2, "where": 0.3, "attention": 0.3, "kinds": 0.2, "sound": 0.3, "scan": 5.0, "rates": 1.0,
 }  # fmt: skip
@@ -303,17 +303,19 @@ def demonstrations(recipe: Recipe, index: int, folder: Path, student: Path | Non
 
 def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
     """Windows of the expert's drives, shaken now and then, in worlds that none learned by."""
-    logs = _drives(recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms, change)
+    logs = _drives(EXAM, recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms, change)
     ticks = recipe.train.ticks
-    chunks = [(log, end - ticks, end) for log in logs for end in range(ticks, len(log) + 1, EXAM_EVERY)]
+    chunks = [(log, end - ticks, end) for log in logs for end in range(ticks, len(log) + 1, EXAM_EVERY_TICKS)]
     for i in range(0, len(chunks), EXAM_LANES):
         some = chunks[i : i + EXAM_LANES]
         yield make_batch(some, [True] * len(some), ticks, "text")
 
 
-@cache
-def _drives(streams: tuple[StreamSpec, ...], period_s: float, max_gap_ms: float, change: Change) -> list[Tables]:
-    return [_tables(change(_drive(seed)), streams, period_s, max_gap_ms) for seed in tqdm(EXAM, "exam", leave=False)]
+@cache  # variants by the dozen are examined by them
+def _drives(
+    worlds: range, streams: tuple[StreamSpec, ...], period_s: float, max_gap_ms: float, change: Change
+) -> list[Tables]:
+    return [_tables(change(_drive(seed)), streams, period_s, max_gap_ms) for seed in tqdm(worlds, "exam", leave=False)]
 
 
 @cache

@@ -191,7 +191,7 @@ def _told(scores: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield from _told(value, indent + "  ")
         else:
             row = "  ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            yield f"{indent + name:<26}{row}"
+            yield f"{indent + name:<25} {row}"
 
 
 def _say(scores: dict[str, Any], as_json: bool) -> int:

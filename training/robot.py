@@ -1,7 +1,7 @@
 """A robot of your own: imitation of the commands in your recordings.
 
     python -m training.train drive --data FOLDER_OF_RECORDINGS [--label TOPIC] [--go-on]
-    python -m training.train drive --data FOLDER_OF_RECORDINGS "data.validation=[monday]" train.patience=3
+    python -m training.train drive --data FOLDER_OF_RECORDINGS 'data.validation=["monday"]' train.patience=3
     python -m training.evaluate robot --data FOLDER_OF_RECORDINGS --bundle MY_BUNDLE
 
 The recordings are checked first, and said what of them is wrong; with errors, training goes on with the rest only if
@@ -91,34 +91,37 @@ def build_model(recipe: Recipe) -> RobotMultiSensorModel:
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
-    learned, _ = _split(recipe)
-    return Lanes(_logs(recipe, learned), recipe.train.lanes, recipe.train.ticks, recipe.seed, _text(recipe))
+    logs = _logs(recipe, _split(recipe)[0])
+    return Lanes(logs, recipe.train.lanes, recipe.train.ticks, recipe.seed, _text(recipe))
 
 
 def validation(recipe: Recipe) -> list[Batch]:
-    """All of the recordings that data.validation names, in windows from rest; of them only statistics and limits are
-    known to the model."""
-    _, held_out = _split(recipe)
-    ticks, lanes = recipe.train.ticks, recipe.train.lanes
-    chunks = [
-        (log, begin, min(begin + ticks, len(log)))
-        for log in _logs(recipe, held_out) for begin in range(0, len(log), ticks)
-    ]  # fmt: skip
-    parts = [chunks[i : i + lanes] for i in range(0, len(chunks), lanes)]
-    return [make_batch(part, [True] * len(part), ticks, _text(recipe)) for part in parts]
+    """The recordings that data.validation names from begin to end, one after the other, in batches of one lane. What
+    streams, words and limits are like was measured on them, too."""
+    ticks, text = recipe.train.ticks, _text(recipe)
+    return [
+        make_batch([(log, begin, min(begin + ticks, len(log)))], [begin == 0], ticks, text)
+        for log in _logs(recipe, _split(recipe)[1])
+        for begin in range(0, len(log), ticks)
+    ]
+
+
+def learned(recipe: Recipe) -> list[str]:
+    """The last names of the recordings that were learned from."""
+    return [path.name for path in _split(recipe)[0]]
 
 
 def _split(recipe: Recipe) -> tuple[list[Path], list[Path]]:
     """The recordings to learn from, and those to validate by. Raises ValueError for one that is not there, or if none
     is left."""
-    folder, wanted = Path(recipe.data["folder"]), recipe.data["validation"]
+    folder, wanted = Path(recipe.data["folder"]), recipe.data.get("validation", [])
     named = {name_in(folder, path): path for path in map(Path, recipe.data["recordings"])}
-    if not isinstance(wanted, list) or set(wanted) - named.keys():
-        raise ValueError(f"data.validation: expected a list of some of {sorted(named)}, got {wanted!r}")
-    learned = [path for name, path in named.items() if name not in wanted]
-    if not learned:
+    if not isinstance(wanted, list) or not all(isinstance(name, str) and name in named for name in wanted):
+        raise ValueError(f"data.validation: expected a list of some of {sorted(named)}, in quotes, got {wanted!r}")
+    others = [path for name, path in named.items() if name not in wanted]
+    if not others:
         raise ValueError(f"data.validation: {wanted} leaves nothing to learn from")
-    return learned, [named[name] for name in wanted]
+    return others, [named[name] for name in wanted]
 
 
 def _logs(recipe: Recipe, paths: Sequence[Path]) -> list[Tables]:
@@ -171,8 +174,7 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
         known = log.labels["weight"][1:] * log.labels["weight"][:-1] > 0
         true, before, said = log.labels["action"][1:][known], log.labels["action"][:-1][known], said[1:][known]
         scores[name] = {
-            "learned": Path(name).name in data["recordings"] and name not in data.get("validation", []),
-            "ticks": len(true), "names": list(label.names),
+            "learned": Path(name).name in data["recordings"], "ticks": len(true), "names": list(label.names),
             "mean_error": [round(float(e), 4) for e in np.abs(said - true).mean(0)] if len(true) else None,
             "r2": r2(said, true), "r2_previous": r2(before, true),
         }  # fmt: skip

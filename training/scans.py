@@ -1,5 +1,5 @@
-"""Liquid and spiking cells over time, their gradients by hand: the maths of `training.cells`, step by step, at a third
-to two thirds of what autograd takes for it.
+"""Liquid and spiking cells over time, their gradients by hand: the maths of `training.cells`, step by step, in less
+than two thirds of what autograd takes for it.
 
 What does not depend on the step before is made for all steps at once, in the gradient each weight's, too. T steps of B
 lanes; where `keep` (T, B, 1) is False nothing happens (padding), where `reset` (T, B, 1) is True a step starts from
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Given = tuple[Tensor | None, ...]  # a gradient for each argument
+Gradients = tuple[Tensor | None, ...]  # by each argument
 
 
 class LIFScan(torch.autograd.Function):
@@ -39,7 +39,7 @@ class LIFScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_spikes: Tensor, d_v: Tensor) -> Given:
+    def backward(ctx: Any, d_spikes: Tensor, d_v: Tensor) -> Gradients:
         current, a, keep, reset, starts, charged = ctx.saved_tensors
         kept, by_start = keep.to(a.dtype), a * ~reset
         # By the spikes' share, as `cells.spike` has it; becomes the whole step by step, in its place.
@@ -56,7 +56,8 @@ class CfCScan(torch.autograd.Function):
     """`cfc_step` over time, `apply(driven, h, w_rec, dt, keep, reset, w_gates, b_gates)`: driven (T, B, k), h (B, n),
     w_rec (k, n) -> (T, B, n).
 
-    dt (T, B, 1) in nominal periods; None: of one period each, and one gate, time_a + time_b, instead of the two.
+    dt (T, B, 1) in nominal periods, which gets no gradient; None: of one period each, and one gate, time_a + time_b,
+    instead of the two.
     keep and reset may be None: all steps count, and none starts from rest.
     w_gates (gates, k), b_gates: of the gates behind a hidden layer, tanh; None: what is driven are the gates.
     """
@@ -85,23 +86,24 @@ class CfCScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Given:
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
         h, w_rec, dt, keep, reset, w_gates, hidden, f_g, share, out = ctx.saved_tensors
         kept, live = (
             (None if keep is None else keep.to(out.dtype)),
             (None if reset is None else 1 - reset.to(out.dtype)),
         )
-        (f, g), rest, one = f_g.chunk(2, -1), 1 - share, share.new_ones(())
+        (f, g), other, one = f_g.chunk(2, -1), 1 - share, share.new_ones(())
         # Of h by each of the gates (T, B, 3 or 4, n); becomes the gradient by the gates step by step, in its place.
         d_gates = share.new_empty(*share.shape[:2], 3 if dt is None else 4, share.shape[2])
         by_f, by_g, *by_a, by_time = d_gates.unbind(2)
-        torch.addcmul(one, f, f, value=-1, out=by_f).mul_(rest)
+        torch.addcmul(one, f, f, value=-1, out=by_f).mul_(other)
         torch.addcmul(one, g, g, value=-1, out=by_g).mul_(share)
-        torch.sub(g, f, out=by_time).mul_(share).mul_(rest)
+        torch.sub(g, f, out=by_time).mul_(share).mul_(other)
         if by_a:
             torch.mul(by_time, dt, out=by_a[0])
         if kept is not None:
             d_gates *= kept[..., None]
+        # Without a hidden layer what is driven are the gates: the same memory.
         d_driven = d_gates.flatten(2) if hidden is None else torch.addcmul(one, hidden, hidden, value=-1)
         d_h = grad[-1]
         for t, (d_gate, d_in) in reversed(list(enumerate(zip(d_gates.unbind(), d_driven.unbind())))):

@@ -8,7 +8,8 @@
     torchrun --nproc-per-node 2 -m training.train lidar_velocity --data FOLDER
 
 A recipe's rounds each make (or read) their episodes and train on all so far. State is saved as it goes; the same
-command goes on where it was stopped. Where a task has data to validate by, the weights that do best on them are kept.
+command goes on where it was stopped. Where a task has data to validate by, they are looked at with every save and at
+the end, and the weights that do best on them (`bestN.safetensors` of round N) are the round's.
 
 Several processes share the lanes of each batch, and their gradients' mean is what one step takes. That equals what one
 process learns if the loss is a mean over lanes, each of the same weight, and nothing sees or draws for several lanes at
@@ -51,7 +52,7 @@ from training.recordings import tick_of
 from training.supervised import contrastive, newest
 
 RECIPES = Path(__file__).parent / "recipes"
-BEFORE_ALL = ("recipe.yaml", "commit", "cpu_minutes.json")  # what a training that finds no data leaves
+BEFORE_ALL = ("recipe.yaml", "commit", "cpu_minutes.json")  # what a training leaves that finds no data
 TASKS = {
     "clips": clips, "digits": digits, "drive": drive, "events": events, "imu_can": imu_can,
     "lidar_velocity": lidar_velocity, "robot": robot, "sounds": hearing, "steering": steering, "vlm": vlm,
@@ -150,8 +151,7 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
                     torch.manual_seed(recipe.seed + PartialState().process_index)
                 _train_round(recipe, index, model, supply, out)
                 if PartialState().is_main_process:
-                    save_file(model.state_dict(), weights.with_suffix(".part"))
-                    weights.with_suffix(".part").rename(weights)  # whole or not at all
+                    _save_weights(model, weights)
                 PartialState().wait_for_everyone()
         student = weights
     assert student is not None, "a recipe has at least one round"
@@ -200,7 +200,7 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
 
 
 def _is_begun(out: Path) -> bool:
-    """Whether a training left more there than how it was to be."""
+    """Whether there is more than what a training leaves that found no data."""
     return (out / "recipe.yaml").exists() and any(path.name not in BEFORE_ALL for path in out.iterdir())
 
 
@@ -348,34 +348,44 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
         since_save.append(total.detach())
         if step % 10 == 0:
             values = {k: float(v) for k, v in accelerator.reduce({**parts, "loss": total.detach()}, "mean").items()}
-            progress.smooth = {k: 0.9 * progress.smooth.get(k, v) + 0.1 * v for k, v in values.items()}
+            progress.smooth |= {k: 0.9 * progress.smooth.get(k, v) + 0.1 * v for k, v in values.items()}
             accelerator.log(values, step=step)
             bar.set_postfix({k: f"{v:.3f}" for k, v in progress.smooth.items()})
-        if progress.step % config.save_every_steps == 0:
-            found = float(accelerator.reduce(torch.stack(since_save).mean(), "mean"))
+        if progress.step % config.save_every_steps == 0 or (unseen and progress.step == steps):
+            mine = _validate(accelerator.unwrap_model(lesson), unseen) if unseen else torch.stack(since_save).mean()
+            found = float(accelerator.reduce(mine, "mean"))  # the same for all, or not all would stop
             if unseen:
-                found = progress.smooth["validation"] = _validate(accelerator.unwrap_model(lesson), unseen)
+                progress.smooth["validation"] = found
                 accelerator.log({"validation": found}, step=step)
             if progress.compare(found) and unseen and rank == 0:
-                save_file(model.state_dict(), best)
+                _save_weights(model, best)
             since_save.clear()
             _save(accelerator, saved, index)
     accelerator.wait_for_everyone()
-    if best.exists():
+    if unseen and best.exists():
         model.load_state_dict(load_file(best))
     for tracker in accelerator.trackers:  # not end_training: that parts the processes, and rounds may follow
         tracker.finish()
 
 
 @torch.no_grad()
-def _validate(lesson: _Lesson, batches: list[Batch]) -> float:
-    """The mean loss of batches that begin anew, as many lanes as they have."""
+def _validate(lesson: _Lesson, batches: list[Batch]) -> Tensor:
+    """The mean loss of batches of one lane that go on one after the other, weighed by their ticks."""
     lesson.eval()
-    device = next(lesson.parameters()).device
-    lanes = [len(batch.start) for batch in batches]
-    losses = [float(lesson(batch.to(device), lesson.model.zero_state(n))[0]) for batch, n in zip(batches, lanes)]
+    state, losses, ticks = lesson.model.zero_state(1), [], []
+    for batch in batches:
+        loss, _, state = lesson(batch.to(state.h.device), state)
+        losses.append(loss)
+        ticks.append(batch.valid.sum())
     lesson.train()
-    return sum(loss * n for loss, n in zip(losses, lanes)) / sum(lanes)
+    weights = torch.stack(ticks).to(losses[0])
+    return torch.stack(losses) @ weights / weights.sum()
+
+
+def _save_weights(model: nn.Module, file: Path) -> None:
+    """Whole or not at all."""
+    save_file(model.state_dict(), file.with_suffix(".part"))
+    file.with_suffix(".part").rename(file)
 
 
 def _groups(model: MultiModalFusionNetwork, config: TrainConfig) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="topics",
         metavar="STREAM=TOPIC",
-        help="which topic is which stream, where it is called otherwise: camera=/front/image_raw; may be repeated",
+        help="which topic is which stream, where their names differ: camera=/front/image_raw; may be repeated",
     )
     add_fault_argument(parser)
 

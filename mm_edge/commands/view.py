@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="topics",
         metavar="STREAM=TOPIC",
-        help="which topic is which stream: camera=/front/image_raw; may be repeated",
+        help="which topic is which stream, where their names differ: camera=/front/image_raw; may be repeated",
     )
     parser.add_argument("--save", type=Path, metavar="FILE.rrd", help="write this file, and serve nothing")
     parser.add_argument(
