@@ -43,6 +43,7 @@ from mm_edge.types import Action, Sample, StreamSpec
 
 TICK, META, OUTCOME = "/mm_edge/tick", "/mm_edge/meta", "/mm_edge/outcome"
 STRING, TWIST, TWIST_STAMPED = "std_msgs/msg/String", "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"
+COMMANDS = (TWIST, TWIST_STAMPED, "trajectory_msgs/msg/JointTrajectory")
 FORMAT = 1
 
 
@@ -245,10 +246,10 @@ def read(
     """What a recording holds of the streams `specs`, in the order of log time, read as it is asked for.
 
     Reads what `RecordingWriter` wrote, and with `topics` (stream -> topic) any ROS 2 bag (MCAP, sqlite3; folder or
-    file) or ROS 1 bag; where a recording knows its streams, they replace those that they name. Of one that knows none,
-    without `topics`, streams are the topics called like them, see `stream_name`. A message that is no sample of its
-    stream is yielded as the SampleError that says why. Twists on other topics are yielded as commands. Streams that
-    were not recorded are absent. `log_time_ns`: only what came in that instant, found without reading all.
+    file) or ROS 1 bag; where a recording knows its streams, they replace those that they name. Where it knows none, the
+    other streams are the topics that are called like them, see `stream_name`. A message that is no sample of its stream
+    is yielded as the SampleError that says why. Twists on other topics are yielded as commands. Streams that were not
+    recorded are absent. `log_time_ns`: only what came in that instant, found without reading all.
 
     Raises RecordingError, naming the file, if it is missing, damaged or no recording, or one of `topics` is not in it.
     """
@@ -259,11 +260,12 @@ def read(
         if not isinstance(told, Mapping) or not all(isinstance(topic, str) for topic in told.values()):
             raise RecordingError(f"{path}: expected streams as a topic for each, got {str(told)[:60]}")
         specs = tuple(specs)
-        streams = {**told, **(topics or {})} or _by_name(bag, specs)
+        streams = {**(told or _by_name(bag, specs, topics or {})), **(topics or {})}
         if not streams:
+            names = [spec.name for spec in specs]
             raise RecordingError(
-                f"{path}: knows no streams, only topics: say which of {sorted(known)} is which stream, "
-                "as in --topic camera=/front/image_raw"
+                f"{path}: knows no streams, only topics: say which of {sorted(known)} is which of the streams {names}, "
+                f"as in --topic {names[0] if names else 'camera'}=/front/image_raw"
             )
         by_topic = {_absolute(streams[spec.name]): spec for spec in specs if spec.name in streams}
         given = {_absolute(topic) for topic in (topics or {}).values()}
@@ -293,12 +295,17 @@ def stream_name(topic: str) -> str:
     return re.sub(r"\W", "_", topic.lstrip("/"))
 
 
-def _by_name(bag: Any, specs: Sequence[StreamSpec]) -> dict[str, str]:
-    """Empty if a stream has no topic of its name, but another could be it: who guesses one in two guesses wrong."""
-    names = {(stream_name(c.topic), c.msgtype): c.topic for c in bag.connections}
-    found = {s.name: names[s.name, kind] for s in specs for kind in readable(s.kind) if (s.name, kind) in names}
-    left = {c.msgtype for c in bag.connections if c.topic not in found.values()}
-    return {} if any(s.name not in found and left & {*readable(s.kind)} for s in specs) else found
+def _by_name(bag: Any, specs: Sequence[StreamSpec], topics: Mapping[str, str]) -> dict[str, str]:
+    """Of the streams that `topics` does not name. Empty if one of them has no topic of its name, but another could be
+    it: who guesses one in two guesses wrong."""
+    types = {c.topic: c.msgtype for c in bag.connections if c.msgtype not in COMMANDS}
+    for topic in map(_absolute, topics.values()):
+        types.pop(topic, None)
+    names = {(stream_name(topic), type_name): topic for topic, type_name in types.items()}
+    asked = [s for s in specs if s.name not in topics]
+    found = {s.name: names[s.name, kind] for s in asked for kind in readable(s.kind) if (s.name, kind) in names}
+    left = {type_name for topic, type_name in types.items() if topic not in found.values()}
+    return {} if any(s.name not in found and left & {*readable(s.kind)} for s in asked) else found
 
 
 def _lost_topics(bag: Any) -> list[str]:
@@ -354,6 +361,8 @@ def _open(path: Path) -> Any:
     store = typestore()
     from rosbags.highlevel import AnyReader
 
+    if not path.exists():
+        raise RecordingError(f"{path}: no such file or folder")
     if path.is_dir() and not (path / "metadata.yaml").exists():
         inside = sorted(str(found.parent.relative_to(path)) for found in path.glob("*/metadata.yaml"))
         hint = f"; the recordings {', '.join(inside)} lie inside" if inside else ""

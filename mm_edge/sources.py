@@ -279,6 +279,8 @@ class FileSource(Source):
             import soundfile
         except ImportError:
             raise MissingDependency("a sound file", "soundfile", "audio") from None
+        if not isfile(path):
+            raise EdgeError(f"{stream}: {path}: expected a sound file, there is none")
         try:
             self._file = soundfile.SoundFile(path)
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, which say nothing of a rate

@@ -528,8 +528,12 @@ def test_bags_of_others_need_to_be_told_the_topics_unless_streams_are_called_so(
     front, rear, other = (replace(SPECS[0], name=name) for name in ("front_image_raw", "rear_image_raw", "camera"))
     found = [r.stream for r in read(path, [front, rear, SPECS[2]]) if isinstance(r, (Sample, SampleError))]
     assert found == ["front_image_raw", "front_image_raw", "rear_image_raw"]  # and no scan
-    with pytest.raises(RecordingError, match="knows no streams"):  # the rear one might be the other, or not
-        list(read(path, [front, other]))
+    vector = replace(SPECS[5], name="joint_states")  # nobody takes a command for one
+    assert [r.stream for r in read(path, [front, rear, vector]) if isinstance(r, (Sample, SampleError))] == found
+    with pytest.raises(RecordingError, match=r"of the streams \['front_image_raw', 'camera'\], as in --topic front"):
+        list(read(path, [front, other]))  # the rear one might be the other, or not
+    told = read(path, [front, other], {"camera": "/rear/image_raw"})
+    assert {r.stream for r in told if isinstance(r, (Sample, SampleError))} == {"front_image_raw", "camera"}
 
 
 def test_ros1_bags_of_a_real_robot(tmp_path):

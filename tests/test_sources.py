@@ -223,7 +223,7 @@ def test_what_cannot_be_opened_is_told_with_what_there_is(tmp_path, video):
     with pytest.raises(EdgeError, match="expected 16000 Hz and 2 channels, got 44100 Hz and 1: ffmpeg -i"):
         FileSource("audio", str(tmp_path / "other.wav"), RATE_HZ, 2)
     for missing in ("bark.wav", str(tmp_path / "bark")):  # are no microphones' names
-        with pytest.raises(EdgeError, match=r"bark.*: expected a sound file such as wav or flac"):
+        with pytest.raises(EdgeError, match=r"bark.*: expected a sound file, there is none"):
             open_sound("audio", missing, RATE_HZ, 2)
 
 

@@ -51,6 +51,7 @@ SENSORS = {  # message type -> kind of stream
     "sensor_msgs/msg/PointCloud2": "points", "sensor_msgs/msg/Imu": "imu", "nav_msgs/msg/Odometry": "vector",
     JOINTS: "vector", "sensor_msgs/msg/NavSatFix": "vector", STRING: "text",
 }  # fmt: skip
+MOST_TICK_MS = 120.0
 INSTRUCTION = re.compile("text|instruction|prompt|task|language")  # in the name of a String that tells what to do
 IMAGE, BEAMS, POINTS, BANDS, HOPS, TOKENS = (96, 128, 3), 120, 256, 24, 7, 12
 UNLABELLED_S = 1.0  # without a command for longer, nobody knows what was wanted
@@ -375,7 +376,8 @@ def _greatest_rate(topic: Topic, names: Sequence[str]) -> np.ndarray:
 
 
 def tick_of(streams: Sequence[StreamSpec]) -> Tick:
-    """Ticks come with the first camera, or else with the fastest sensor of at most 50 Hz, or else with the slowest."""
+    """Ticks come with the first camera, or else with the fastest sensor of at most 50 Hz, or else with the slowest; and
+    without it before the watchdog, which waits 150 ms, would stop the robot."""
     sensors = [spec for spec in streams if not spec.latched and spec.rate_hz]
     if not sensors:
         raise RecordingError(f"expected a sensor, got the streams {[spec.name for spec in streams]}")
@@ -385,7 +387,7 @@ def tick_of(streams: Sequence[StreamSpec]) -> Tick:
         cameras[0] if cameras else max(slow, key=lambda s: s.rate_hz, default=min(sensors, key=lambda s: s.rate_hz))
     )
     period_ms = round(1e3 / anchor.rate_hz, 3)
-    return Tick(anchor.name, period_ms, round(1.5 * period_ms, 3))
+    return Tick(anchor.name, period_ms, round(min(1.5 * period_ms, MOST_TICK_MS), 3))
 
 
 def tables_of(
@@ -415,7 +417,8 @@ def tables_of(
     if not held:
         raise RecordingError(f"{recording.path}: expected one of the streams {[s.name for s in streams]}, got none")
     topics = {name: recording.topics[name].topic for name in held}
-    timeline = good(events(recording.path, streams, tick, topics), recording, streams, vocabulary)
+    timeline = events(recording.path, [spec for spec in streams if spec.name in topics], tick, topics)
+    timeline = good(timeline, recording, streams, vocabulary)
     return build_tables(timeline, streams, tick.period_ms / 1e3, max_gap_ms, vocabulary, labels)
 
 

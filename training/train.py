@@ -286,22 +286,24 @@ class _Progress:
     def __init__(self, supply: Supply, state: ModelState):
         self.supply, self.state, self.step = supply, state, 0
         self.smooth: dict[str, float] = {}  # losses and what else is shown
-        self._best, self.since = math.inf, 0
+        self.best, self.best_step, self.since = math.inf, 0, 0
 
     def compare(self, loss: float) -> bool:
         """Whether there was no better loss; counts the saves since there was one."""
-        self.since = 0 if loss < self._best else self.since + 1
-        self._best = min(self._best, loss)
+        self.since += 1
+        if loss < self.best:
+            self.best, self.best_step, self.since = loss, self.step, 0
         return not self.since
 
     def state_dict(self) -> dict[str, Any]:
-        patience = {"best": self._best, "since": self.since, "smooth": self.smooth}
+        patience = {"best": self.best, "best_step": self.best_step, "since": self.since, "smooth": self.smooth}
         return {"supply": self.supply.state_dict(), "state": self.state, "step": self.step, "patience": patience}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.supply.load_state_dict(saved["supply"])
         self.state, self.step = saved["state"].to(self.state.h.device), saved["step"]  # it was loaded onto the CPU
-        self._best, self.since, self.smooth = (saved["patience"][key] for key in ("best", "since", "smooth"))
+        for name, value in saved["patience"].items():
+            setattr(self, name, value)
 
 
 def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, supply: Supply, out: Path) -> None:
@@ -364,6 +366,8 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
     accelerator.wait_for_everyone()
     if unseen and best.exists():
         model.load_state_dict(load_file(best))
+        if rank == 0:
+            print(f"round {index}: validation {progress.best:.4f}, its best, at step {progress.best_step} of {steps}")
     for tracker in accelerator.trackers:  # not end_training: that parts the processes, and rounds may follow
         tracker.finish()
 

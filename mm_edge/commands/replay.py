@@ -47,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
             watch.see(output)
     if output is None:
         raise RecordingError(f"{args.recording}: no tick, since nothing was recorded of {list(pipeline.specs)}")
-    for stream in pipeline.health(output.stamp_ns).streams:
+    streams = pipeline.health(output.stamp_ns).streams
+    if not any(n for stream in streams for n in stream.counts.values()):
+        raise RecordingError(f"{args.recording}: there is nothing in it of the streams {list(pipeline.specs)}")
+    for stream in streams:
         counts = ", ".join(f"{n} {what}" for what, n in stream.counts.items() if n) or "nothing came"
         print(f"{stream.name}: {counts}", *stream.reasons, sep="; ", file=sys.stderr)
     for finding in watch.findings if watch else ():
