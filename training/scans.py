@@ -88,10 +88,8 @@ class CfCScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         h, w_rec, dt, keep, reset, w_gates, hidden, f_g, share, out = ctx.saved_tensors
-        kept, live = (
-            (None if keep is None else keep.to(out.dtype)),
-            (None if reset is None else 1 - reset.to(out.dtype)),
-        )
+        kept = None if keep is None else keep.to(out.dtype)
+        live = None if reset is None else 1 - reset.to(out.dtype)
         (f, g), other, one = f_g.chunk(2, -1), 1 - share, share.new_ones(())
         # Of h by each of the gates (T, B, 3 or 4, n); becomes the gradient by the gates step by step, in its place.
         d_gates = share.new_empty(*share.shape[:2], 3 if dt is None else 4, share.shape[2])
