@@ -35,7 +35,7 @@ from mm_edge.preprocess import check
 from mm_edge.sources import CameraSource, Feed, Source, open_sound
 from mm_edge.types import Output, Sample, StreamSpec
 
-POLL_S = 0.01  # how late a tick without the anchor stream may be
+POLL_S = 0.002  # how late a tick without the anchor stream may be
 BLANK = np.full((480, 640, 3), 22, np.uint8)  # to draw on if there is no camera
 
 
@@ -131,11 +131,13 @@ class Live:
     def work(self, feeds: list[Feed], seconds: float) -> None:
         """Tick in real time until it is over."""
         told_s, told_ticks, ended = self._begun_s, 0, set[Feed]()
+        due_s, most_s = self._begun_s, self._pipeline.bundle.tick.max_period_ms / 1e3  # without the anchor
         while (now_s := time.monotonic()) - self._begun_s < seconds:
-            self._wake.wait(POLL_S)
+            self._wake.wait(max(POLL_S, due_s - now_s))
             self._wake.clear()
             now_ns = time.time_ns()
             if self._pipeline.due(now_ns):
+                due_s = time.monotonic() + most_s
                 output = self._tick(now_ns)
                 if now_s - told_s >= 1:
                     self._tell(output, (self._ticks - told_ticks) / (now_s - told_s))
