@@ -74,6 +74,7 @@ def test_a_model_hears_a_sound_file_and_does_without_what_is_not_there(tmp_path)
     soundfile.write(tmp_path / "sound.flac", noise(1), RATE_HZ)
     _, got = report(running(SHIPPED, "--microphone", tmp_path / "sound.flac", "--text", "drive to the red ball"))
     assert got["streams"]["audio"] == {"admitted": 50} and got["actions"] > 5
+    assert 0 < got["cores"] < 2
     assert {"camera never seen", "scan never seen", "imu never seen"} <= set(got["notes"])
 
 

@@ -356,7 +356,7 @@ def report(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> str:
         rows = [[n, *(_told(interval(t["loop"][k] for t in trials)) for k in loop)] for n, trials in results.items()]
         parts += ["<h2>In closed loop</h2>", _table(["", *loop], rows)]
         parts.append(f"<p>Shares of {len(TASKS[recipe.task].LOOP)} worlds, each of which is a step of them.</p>")
-    dropped = recipe.train.modality_dropout or recipe.data.get("absent") or hasattr(TASKS[recipe.task], "NEEDED")
+    dropped = recipe.train.modality_dropout or recipe.data.get("absent") or getattr(TASKS[recipe.task], "DROPS", False)
     if len(recipe.streams) > 1 and not dropped:
         parts.append("<p>No sense was missing in training: what a model does without one is left to chance.</p>")
     parts += ["<h2>Size and time</h2>", _sizes(results), "<h2>Spikes, and what the fusion weighs</h2>"]

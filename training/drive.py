@@ -40,7 +40,8 @@ from training.tables import Tables, build_tables, load_tables, save_tables
 from training.windows import Change, Event, r2
 
 EXPERT = "expert/cmd_vel"
-NEEDED = frozenset({"audio", "camera", "scan", "text"})  # streams of the recipe; in lessons they are dropped, too
+NEEDED = frozenset({"audio", "camera", "scan", "text"})  # streams without which the recipe says too little
+DROPS = True  # lessons are without senses now and then
 HEADINGS = 24  # auxiliary target of the scan: how free the way is in each
 BESIDE_M = 0.24  # from the robot's centre: half its width and a margin
 SEEN_PIXELS = 8

@@ -22,13 +22,7 @@ from mm_edge.replay import events, replay
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder of the model, or the name of a shipped one")
     parser.add_argument("recording", help="folder written by `mm-edge record`, or any ROS 2 or ROS 1 bag")
-    parser.add_argument(
-        "--topic",
-        action="append",
-        dest="topics",
-        metavar="STREAM=TOPIC",
-        help="which topic is which stream, where their names differ: camera=/front/image_raw; may be repeated",
-    )
+    add_topic_argument(parser)
     add_fault_argument(parser)
 
 
@@ -48,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if output is None:
         raise RecordingError(f"{args.recording}: no tick, since nothing was recorded of {list(pipeline.specs)}")
     streams = pipeline.health(output.stamp_ns).streams
-    if not any(n for stream in streams for n in stream.counts.values()):
+    if not faults and not any(n for stream in streams for n in stream.counts.values()):
         raise RecordingError(f"{args.recording}: there is nothing in it of the streams {list(pipeline.specs)}")
     for stream in streams:
         counts = ", ".join(f"{n} {what}" for what, n in stream.counts.items() if n) or "nothing came"
@@ -56,6 +50,16 @@ def run(args: argparse.Namespace) -> int:
     for finding in watch.findings if watch else ():
         print(f"fault {finding}", file=sys.stderr)
     return 0
+
+
+def add_topic_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--topic",
+        action="append",
+        dest="topics",
+        metavar="STREAM=TOPIC",
+        help="which topic is which stream, where their names differ: camera=/front/image_raw; may be repeated",
+    )
 
 
 def parse_topics(arguments: list[str], streams: list[str]) -> dict[str, str]:

@@ -113,14 +113,14 @@ class Live:
         self._events: Counter[str] = Counter()
         self._lingering = Lingering()
         self._wording: dict[str, str] = {}  # of each, as it was first told
-        self._begun_s = time.monotonic()
+        self._begun_s, self._begun_cpu_s = time.monotonic(), time.process_time()
 
     def start(self) -> list[Feed]:
         for spec in self._pipeline.specs.values():
             source = self._sources.get(spec.name)
             text = repr(self._text) if spec is self._commands and self._text else "absent: no source was given for it"
             print(f"{spec.name:<12}{source.name if source else text}")
-        self._begun_s = time.monotonic()
+        self._begun_s, self._begun_cpu_s = time.monotonic(), time.process_time()
         if self._text:
             self._command(self._text)
         if self._commands and sys.stdin and sys.stdin.isatty():
@@ -131,9 +131,10 @@ class Live:
     def work(self, feeds: list[Feed], seconds: float) -> None:
         """Tick in real time until it is over."""
         told_s, told_ticks, ended = self._begun_s, 0, set[Feed]()
+        end_s = self._begun_s + seconds
         due_s, most_s = self._begun_s, self._pipeline.bundle.tick.max_period_ms / 1e3  # without the anchor
-        while (now_s := time.monotonic()) - self._begun_s < seconds:
-            self._wake.wait(max(POLL_S, due_s - now_s))
+        while (now_s := time.monotonic()) < end_s:
+            self._wake.wait(max(POLL_S, min(due_s, end_s) - now_s))
             self._wake.clear()
             now_ns = time.time_ns()
             if self._pipeline.due(now_ns):
@@ -158,8 +159,10 @@ class Live:
 
     def report(self, files: list[str]) -> dict[str, Any]:
         health = self._pipeline.health(time.time_ns())
+        seconds, cpu_s = time.monotonic() - self._begun_s, time.process_time() - self._begun_cpu_s
         return {
-            "seconds": round(time.monotonic() - self._begun_s, 2),
+            "seconds": round(seconds, 2),
+            "cores": round(cpu_s / seconds, 4),
             "ticks": self._ticks,
             "actions": self._actions if self._pipeline.bundle.outputs.action else None,
             "latency_ms": _percentiles(self._latency_ms),
@@ -318,7 +321,7 @@ def _print(report: dict[str, Any]) -> None:
     for name, what in (("latency", "from the anchor's stamp to the output"), ("tick", "a tick costs")):
         p50, p99 = report[f"{name}_ms"].values()
         print(f"{name:<12}{p50} ms p50, {p99} ms p99, {what}")
-    print(f"engine      {report['engine']}")
+    print(f"engine      {report['engine']}, {report['cores']:.1%} of a core for all of this")
     for name, counts in report["streams"].items():
         print(f"{name:<12}{', '.join(f'{n} {what}' for what, n in counts.items()) or 'nothing came'}")
     for label, times in report["events"].items():

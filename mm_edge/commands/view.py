@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mm_edge.bundle import SHIPPED, SHIPPED_VLM, Bundle
-from mm_edge.commands.replay import parse_topics
+from mm_edge.commands.replay import add_topic_argument, parse_topics
 from mm_edge.commands.ros import find_ros
 from mm_edge.errors import EdgeError, EngineError, RecordingError, SampleError
 from mm_edge.language import CHANGE, Language, caption_of, change
@@ -40,13 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vlm", type=Path, help="model that says what a recording's camera saw (default: the shipped one, if both are)"
     )
-    parser.add_argument(
-        "--topic",
-        action="append",
-        dest="topics",
-        metavar="STREAM=TOPIC",
-        help="which topic is which stream, where their names differ: camera=/front/image_raw; may be repeated",
-    )
+    add_topic_argument(parser)
     parser.add_argument("--save", type=Path, metavar="FILE.rrd", help="write this file, and serve nothing")
     parser.add_argument(
         "--port", type=int, default=PORT, help=f"of the page; the next one serves its data (default {PORT})"
