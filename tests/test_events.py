@@ -15,6 +15,7 @@ from mm_edge.manifest import EventsSpec
 from mm_edge.sim import events as sim
 from mm_edge.sim.events import FRAME_HZ, FRAMES, LABELS, QUIET, SAMPLE_RATE_HZ, UNSEEN, make_clip
 from training import events
+from training.compare import every_third
 from training.models import AudioVideoModel
 from training.recipe import read_recipe
 from training.train import RECIPES
@@ -175,3 +176,32 @@ def test_the_sound_with_a_frame_ends_with_it():
 def test_clips_that_do_not_fit_are_refused(video, audio, why):
     with pytest.raises(ValueError, match=why):
         AudioVideoModel(4, 16000, **SMALL)(torch.randn(video), torch.rand(audio))
+
+
+def test_what_is_examined_is_what_was_learned_as_a_robot_has_it(monkeypatch):
+    """Frames each with those before it, and, where chunks of sound end with them, the sound that training has."""
+    monkeypatch.setattr(events, "EXAM", range(6_000_000, 6_000_001))
+    monkeypatch.setattr(events, "EXAM_CLIPS", 2)
+    recipe = read_recipe(RECIPES / "events.yaml")
+    first, second = (make_clip(6_000_000 + i) for i in range(2))
+    (batch,) = events.exam(recipe, list)
+    known = np.concatenate([events.labels(clip)[0] for clip in (first, second)]) != events.IGNORED
+    ends = [end for end in range(24, 49) if known[end - 1]]  # of windows of 24 ticks
+    assert len(batch.start) == len(ends[:: events.EXAM_EVERY_TICKS]) and batch.start.all()
+    camera, audio = batch.steps["camera"], batch.steps["audio"]
+    assert (camera.x[0][:3] == events.BLANK).all() and (camera.x[0][3].numpy() == first.frames[0]).all()
+    assert (camera.x[23].numpy() == first.frames[20:24]).all()
+    learned = events.heard(np.zeros_like(first.sound[None]), first.sound[None], recipe.streams[1])[0]
+    for tick in (7, 15, 23):  # at whole seconds
+        assert torch.allclose(audio.x[tick], learned[tick], atol=1e-3)
+    (thin,) = events.exam(recipe, every_third)
+    assert len(thin.steps["camera"].x) == len(camera.x) / 3
+    assert thin.labels["label"].tolist() == batch.labels["label"].tolist()
+
+
+def test_scores_by_hand():
+    pytest.importorskip("sklearn", reason="comparing needs scikit-learn")
+    label = np.array([0, 0, 0, 1])
+    sure = np.float32([[3, 1], [3, 2], [1, 2], [0, 4]])
+    assert events.score(sure, {"label": label}) == {"right": round((2 / 3 + 1) / 2, 4), "auc": 1.0}
+    assert events.score(np.zeros((4, 2), np.float32), {"label": label}) == {"right": 0.5, "auc": 0.5}

@@ -2,6 +2,7 @@
 
     python -m training.train events                             # no data needed: clips are simulated
     python -m training.evaluate events --json
+    python -m training.compare events --data runs/events        # what others learn from the same clips
 
 A frame comes eight times a second, and with each of them the last half second of sound. What the sound is of and what
 is seen to move are two things, and each sense also learns its own by itself. One of both is absent in a share of the
@@ -11,8 +12,9 @@ clips, so that the other must do.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,21 @@ from mm_edge.engine import load
 from mm_edge.engine.part import Fresh, ModelInputs
 from mm_edge.events import Spotter
 from mm_edge.manifest import EventsSpec
-from mm_edge.sim.events import FRAME_HZ, FRAMES, LABELS, MOTIONS, QUIET, SAMPLE_RATE_HZ, Clip, make_clip
-from mm_edge.types import StreamSpec
+from mm_edge.preprocess import AUDIO_HOP_S
+from mm_edge.replay import Tick
+from mm_edge.sim.events import DURATION_S, FRAME_HZ, FRAMES, LABELS, MOTIONS, QUIET, SAMPLE_RATE_HZ, Clip, make_clip
+from mm_edge.types import NS, Audio, Sample, StreamSpec
 from training.batches import Batch, StepBatch, regular_batch, regular_steps
 from training.cached import cached
 from training.models import AudioVideoModel, ModelResult
 from training.nets import ModalityType, heard_as
 from training.recipe import Recipe
 from training.supervised import modalities, rate_loss, words
+from training.tables import Tables, build_tables
+from training.windows import Change, Event
+from training.windows import exam as exam_of
 
-__all__ = ["build_model", "evaluate", "loss", "supply", "words"]
+__all__ = ["build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
 
 HEARD_S = 0.1  # after a sound began, until it must be told
 HELD_S, FADED_S = 0.3, 0.7  # after its end: so long it is told; until then it may be
@@ -52,6 +59,13 @@ FIRST_SEED, CLIPS = 5_000_000, 600  # to be scored on
 SETTLED_S = 0.6  # of a clip, in which what was heard before it may still be told: it ends all at once, as nothing does
 SOUNDS = ("", *LABELS[:9])
 SENSED, BLANK = ("frames", "sound"), 128  # of a picture that was none: zero, to the net
+NEEDED = frozenset({"camera", "audio"})  # by one sense alone half of what is asked cannot be told
+MEASURES = {
+    "right": "share of instants told right, the mean over all that can be told",
+    "auc": "area under the ROC curve (is it this, or not?), the mean over all that can be told",
+}
+EXAM, EXAM_CLIPS = range(6_000_000, 6_001_000, 100), 12  # the first seed of each run, and clips in it
+EXAM_EVERY_TICKS = 8  # windows are so far apart
 
 
 def build_model(recipe: Recipe) -> AudioVideoModel:
@@ -72,9 +86,11 @@ def network(recipe: Recipe, frames: int, sample_rate_hz: int, rate_hz: float) ->
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Clips:
-    made = []
+    """The clips of all rounds so far. With `data.folder` those that lie there, made if they do not: from the same clips
+    others are to learn."""
+    made, folder = [], Path(recipe.data.get("folder", out))
     for r in recipe.rounds[: index + 1]:
-        file = out / f"clips-{r.first_seed}-{r.episodes}.npz"
+        file = folder / f"clips-{r.first_seed}-{r.episodes}.npz"
         made.append(cached(file, _arrays, range(r.first_seed, r.first_seed + r.episodes), workers))
     return Clips(recipe, {name: np.concatenate([part[name] for part in made]) for name in made[0]})
 
@@ -221,6 +237,63 @@ def _wrong(output: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     )
     weight = weight.flatten() * (label.flatten() != IGNORED)
     return (wrong * weight).sum() / weight.sum().clamp(min=1)
+
+
+def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
+    """Windows of clips that none learned from, one clip after the other."""
+    camera = recipe.streams[0]
+    config = modalities(recipe)[camera.name]
+    logs = _logs(recipe.streams, recipe.tick["period_ms"] / 1e3, recipe.max_gap_ms, change)
+    if config.type is ModalityType.VIDEO:
+        logs = [_looking(log, camera.name, config.shape[0]) for log in logs]
+    return exam_of(logs, recipe.train.ticks, EXAM_EVERY_TICKS)
+
+
+@cache  # variants by the dozen are examined by them
+def _logs(streams: tuple[StreamSpec, ...], period_s: float, max_gap_ms: float, change: Change) -> list[Tables]:
+    return [
+        build_tables(
+            change(_watched(seed, *(s.name for s in streams))), streams, period_s, max_gap_ms, None, lambda t: t.labels
+        )
+        for seed in tqdm(EXAM, "exam", leave=False)
+    ]
+
+
+@cache
+def _watched(first_seed: int, camera: str, audio: str) -> list[Event]:
+    """A run of clips as a robot has it: sound in chunks, and with each frame a tick."""
+    clips = [make_clip(seed) for seed in range(first_seed, first_seed + EXAM_CLIPS)]
+    sound, chunk = np.concatenate([clip.sound for clip in clips]), round(AUDIO_HOP_S * SAMPLE_RATE_HZ)
+    timed = list[tuple[int, Event]]()
+    for first in range(0, len(sound) - chunk + 1, chunk):
+        stamp_ns, came_ns = (NS + at * NS // SAMPLE_RATE_HZ for at in (first, first + chunk))
+        data = Audio(sound[first : first + chunk], first, SAMPLE_RATE_HZ)
+        timed.append((came_ns, Sample(audio, stamp_ns, came_ns, data)))
+    for i, clip in enumerate(clips):
+        for at_s, frame, label in zip(ENDS_S, clip.frames, labels(clip)[0]):
+            now_ns = NS + round((i * DURATION_S + at_s) * NS)
+            told = {"label": label, "known": np.float32(label != IGNORED)}
+            timed += [(now_ns, Sample(camera, now_ns, now_ns, frame)), (now_ns, Tick(now_ns, told))]
+    return [event for _, event in sorted(timed, key=lambda at: at[0])]
+
+
+def _looking(log: Tables, camera: str, frames: int) -> Tables:
+    """With each picture those before it, as a model that looks at clips has them."""
+    steps = log.steps[camera]
+    before = np.full((frames - 1, *steps.x.shape[1:]), BLANK, np.uint8)
+    x = np.lib.stride_tricks.sliding_window_view(np.concatenate([before, steps.x]), frames, 0)
+    return replace(log, steps={**log.steps, camera: replace(steps, x=np.moveaxis(x, -1, 1))})
+
+
+def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
+    """said (n, labels), logits -> each of MEASURES."""
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+    label = labels["label"]
+    there = [i for i in range(said.shape[1]) if (label == i).any()]
+    curves = [roc_auc_score(label == i, said[:, i]) for i in there]
+    right = balanced_accuracy_score(label, said.argmax(-1))
+    return {"right": round(float(right), 4), "auc": round(float(np.mean(curves)), 4)}
 
 
 def evaluate(bundle: Bundle, folder: Path | None, only: Sequence[str]) -> dict[str, Any]:
