@@ -288,7 +288,7 @@ class Stream:
     def _frozen_s(self) -> float:
         """For how long the data that windows saw have been the same, if longer than a living sensor's can be."""
         newest_ns = self.newest_ns or 0
-        if self._shown is None or (self.data is not self._shown and not _same(self.data, self._shown)):
+        if self._shown is None or (self.data is not self._shown and not same(self.data, self._shown)):
             self._shown, self._changed_ns = self.data, newest_ns
         same_ns = newest_ns - self._changed_ns
         return same_ns / NS if same_ns >= self.frozen_ns else 0.0
@@ -483,7 +483,7 @@ class _Sound(Stream):
         return self._samples[last], self._valid[last]
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Bit for bit, also where it is NaN; and at little cost where it is not, as it nearly always is. A scan that meets
     nothing is as good as another."""
     if isinstance(a, tuple):  # a Scan, an Audio

@@ -275,12 +275,14 @@ def test_a_robot_of_your_own(tmp_path, capsys):
     assert list(pipeline.specs)[:2] == ["front_image_raw", "rear_image_raw"]
     record(tmp_path / "bags" / "c")
     record(tmp_path / "bags" / "monday" / "c")
+    (record(tmp_path / "bags" / "d") / "d.mcap").write_bytes(b"no recording")
     capsys.readouterr()
     arguments = ["robot", "--data", str(tmp_path / "bags"), "--bundle", str(tmp_path / "bundle"), "--json"]
-    assert evaluate.main([*arguments, "--only", "b", "--only", "c"]) == 0
-    scores = json.loads(capsys.readouterr().out)["recordings"]
-    b, c = scores["b"], scores["c"]
-    assert scores.keys() == {"b", "c"}  # not monday/c, which is another
+    assert evaluate.main([*arguments, "--only", "b", "--only", "c", "--only", "d"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    scores, b, c = said["recordings"], said["recordings"]["b"], said["recordings"]["c"]
+    assert scores.keys() == {"b", "c", "d"} and "cannot be read" in scores["d"]["error"]  # not monday/c: another
+    assert said["not_learned"] == {what: c[what] for what in c if what != "learned"}
     assert (b["learned"], c["learned"]) == (True, False) and b["ticks"] > 20
     assert c["r2_previous"][0] > c["r2"][0] and c["mean_error"] == b["mean_error"]  # the same was recorded twice
 

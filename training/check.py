@@ -23,6 +23,7 @@ from mm_edge.errors import EdgeError
 from mm_edge.replay import PAUSE_S
 from mm_edge.types import NS, StreamSpec
 from training.recordings import (
+    STILL,
     TRAJECTORY,
     UNLABELLED_S,
     Label,
@@ -32,8 +33,10 @@ from training.recordings import (
     commands_of,
     find,
     label_of,
+    still,
     streams_of,
     tick_of,
+    watched,
 )
 
 LEAST_S = 1.0  # a shorter episode is none
@@ -41,7 +44,7 @@ RATE_DIFFERS = 0.2  # as a share of the rate in the other recordings, or by the 
 LATE_S = 0.2  # which a stream may lie behind the others, or else four periods
 FUTURE_S = 0.05  # the aligner refuses stamps that lie further ahead
 CLOCK_JUMP_S = 1.0
-MOSTLY_STANDING, ONE_SIDED, STILL = 0.8, 4.0, 0.05  # a command below that share of the greatest is none
+MOSTLY_STANDING, ONE_SIDED = 0.8, 4.0
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -266,13 +269,11 @@ def _mixed(recordings: Sequence[Recording], name: str) -> Iterator[Finding]:
 def _balance(recordings: Sequence[Recording], label: Label) -> Balance:
     each = [values[np.isfinite(values).all(axis=1)] for _, values in (commands_of(r, label) for r in recordings)]
     values = np.concatenate(each)
-    moves = np.abs(values) > STILL * np.maximum(np.abs(label.min), np.abs(label.max))
+    standing, left, right = np.concatenate([still(v, label) for v in each]), None, None
     if "angular_z" in label.names:
-        standing, turn = ~moves.any(axis=1), label.names.index("angular_z")
-        left, right = (float((moves[:, turn] & (sign * values[:, turn] > 0)).mean()) for sign in (1, -1))
-    else:  # joints stand where they are told the same again
-        same = [(np.diff(v, axis=0, prepend=np.nan * v[:1]) == 0).all(axis=1) for v in each]
-        standing, left, right = np.concatenate(same), None, None
+        turn = values[:, label.names.index("angular_z")]
+        turns = np.abs(turn) > STILL * np.abs(turn).max(initial=0.0)
+        left, right = (float((turns & (sign * turn > 0)).mean()) for sign in (1, -1))
     bins = {n: np.histogram(values[:, i], 10, (label.min[i], label.max[i]))[0] for i, n in enumerate(label.names)}
     return Balance(len(values), float(standing.mean()), left, right, {n: h.tolist() for n, h in bins.items()})
 
@@ -321,8 +322,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         recordings = find(args.folder)
-        streams = streams_of(recordings)
-        report = check(recordings, streams, label_of(recordings, args.label))
+        label = label_of(recordings, args.label)
+        streams = watched(streams_of(recordings), recordings, label)
+        report = check(recordings, streams, label)
         if args.json:
             print(json.dumps({**report.as_dict(), "streams": [asdict(s) for s in streams]}, indent=2))
         else:
@@ -331,6 +333,9 @@ def main(argv: list[str] | None = None) -> int:
             for spec in streams:
                 if spec.joints:
                     print(f"{spec.name}, whatever their order: {', '.join(spec.joints)}")
+                limits = {"frozen": spec.frozen_ms, "skewed": spec.max_latency_ms, "jittering": spec.max_jitter_ms}
+                if called := [f"{what} beyond {ms:g} ms" for what, ms in limits.items() if ms]:
+                    print(f"{spec.name}, on a robot, is called {', '.join(called)}")
     except (EdgeError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -24,13 +24,14 @@ from tqdm import tqdm
 
 from mm_edge.bundle import Bundle
 from mm_edge.engine import load
+from mm_edge.errors import RecordingError
 from mm_edge.manifest import Tick
 from mm_edge.preprocess import Vocabulary
 from training.batches import Batch, Lanes, make_batch
 from training.check import check
 from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe
-from training.recordings import Label, find, label_of, streams_of, survey, tables_of, tick_of, words_of
+from training.recordings import Label, find, label_of, streams_of, survey, tables_of, tick_of, watched, words_of
 from training.supervised import build, modalities, rate_loss
 from training.tables import Tables
 from training.windows import inputs_at, r2
@@ -50,7 +51,8 @@ def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[st
     usable = report.usable(recordings)
     if not usable:
         raise ValueError(f"{folder}: no recording is left to train on")
-    streams, label = streams_of(usable), label_of(usable, label.topic)  # what is left out sets no limits
+    label = label_of(usable, label.topic)  # what is left out sets no limits
+    streams = watched(streams_of(usable), usable, label)
     raw = yaml.safe_load(template.read_text())
     if len(streams) < 2:  # there is no other to do without it
         raw["train"]["modality_dropout"] = 0.0
@@ -155,27 +157,39 @@ def name_in(folder: Path, path: Path) -> str:
 
 
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
-    """How near the model's actions come to the commands of each recording in the folder (or of those named): by
-    dimension the mean absolute error and R2; and R2 of the command before, as a prediction. "learned" is whether the
-    model learned by a recording of this name."""
+    """How near the model's actions come to the commands ("names") of each recording in the folder (or of those named),
+    and to those of all that were not learned: by dimension the mean absolute error and R2; and R2 of the command
+    before, as a prediction. "learned" is whether the model learned by a recording of this name; "error", why one cannot
+    be scored."""
     action, data = bundle.outputs.action, bundle.training["data"]
     assert action is not None, "a robot's bundle has an action"
     label = Label(data["label"], *(getattr(action, key) for key in ("names", "units", "min", "max", "max_rate")))
     recordings = {name_in(folder, recording.path): recording for recording in find(folder)}
     if unknown := set(only) - recordings.keys():
         raise ValueError(f"{folder}: expected recordings among {sorted(recordings)}, got {sorted(unknown)}")
-    model, scores = load(bundle, "auto"), {}
+    model, scores, unseen = load(bundle, "auto"), dict[str, Any](), list[tuple[np.ndarray, ...]]()
     for name in tqdm(only or sorted(recordings), "recordings", leave=False):
-        log = tables_of(
-            recordings[name], bundle.streams, label, bundle.tick, bundle.vocabulary, data["latency_ms"],
-            bundle.max_gap_ms,
-        )  # fmt: skip
+        try:
+            log = tables_of(
+                recordings[name], bundle.streams, label, bundle.tick, bundle.vocabulary, data["latency_ms"],
+                bundle.max_gap_ms,
+            )  # fmt: skip
+        except RecordingError as error:
+            scores[name] = {"error": str(error)}
+            continue
         said = np.array([model.step(inputs_at(log, tick)).values["action"][0, 0] for tick in range(len(log))])
         known = log.labels["weight"][1:] * log.labels["weight"][:-1] > 0
         true, before, said = log.labels["action"][1:][known], log.labels["action"][:-1][known], said[1:][known]
-        scores[name] = {
-            "learned": Path(name).name in data["recordings"], "ticks": len(true), "names": list(label.names),
-            "mean_error": [round(float(e), 4) for e in np.abs(said - true).mean(0)] if len(true) else None,
-            "r2": r2(said, true), "r2_previous": r2(before, true),
-        }  # fmt: skip
-    return {"recordings": scores}
+        learned = Path(name).name in data["recordings"]
+        unseen += [] if learned else [(said, true, before)]
+        scores[name] = {"learned": learned, **_scored(said, true, before)}
+    whole = _scored(*(np.concatenate(rows) for rows in zip(*unseen))) if unseen else None
+    return {"names": list(label.names), "recordings": scores, "not_learned": whole}
+
+
+def _scored(said: np.ndarray, true: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+    return {
+        "ticks": len(true),
+        "mean_error": [round(float(e), 4) for e in np.abs(said - true).mean(0)] if len(true) else None,
+        "r2": r2(said, true), "r2_previous": r2(before, true),
+    }  # fmt: skip
