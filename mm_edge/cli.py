@@ -27,13 +27,23 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    try:
+        return _run(_parsed(argv))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mm-edge", description=mm_edge.__doc__)
     parser.add_argument("--version", action="version", version=mm_edge.__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         command = importlib.import_module(f"mm_edge.commands.{name}")
         command.add_arguments(commands.add_parser(name, help=text, description=command.__doc__))
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         return importlib.import_module(f"mm_edge.commands.{args.command}").run(args)
     except BrokenPipeError:  # `mm-edge replay ... | head` is no error
@@ -42,8 +52,6 @@ def main(argv: list[str] | None = None) -> int:
     except (EdgeError, OSError) as error:
         print(f"mm-edge {args.command}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -45,6 +45,7 @@ LATE_S = 0.2  # which a stream may lie behind the others, or else four periods
 FUTURE_S = 0.05  # the aligner refuses stamps that lie further ahead
 CLOCK_JUMP_S = 1.0
 MOSTLY_STANDING, ONE_SIDED = 0.8, 4.0
+LABEL_HELP = "the commands to learn (expert/cmd_vel, else cmd_vel, else another Twist, else joints)"
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -315,9 +316,7 @@ def _since(recording: Recording, at_ns: int) -> float:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of recordings: MCAP files, ROS 2 bags, ROS 1 bags")
-    parser.add_argument(
-        "--label", default="", metavar="TOPIC", help="the commands to learn (default: cmd_vel, or joints)"
-    )
+    parser.add_argument("--label", default="", metavar="TOPIC", help=LABEL_HELP)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     try:
@@ -339,6 +338,8 @@ def main(argv: list[str] | None = None) -> int:
     except (EdgeError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 1 if report.errors else 0
 
 

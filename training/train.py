@@ -45,6 +45,7 @@ from mm_edge.errors import EdgeError
 from mm_edge.types import StreamSpec
 from training import clips, coco, digits, drive, events, hearing, imu_can, lidar_velocity, robot, steering, vlm
 from training.batches import Batch
+from training.check import LABEL_HELP
 from training.fusion import FusionStrategy
 from training.models import ModelState, MultiModalFusionNetwork
 from training.recipe import Recipe, TrainConfig, check_keys, hint, make, make_recipe, read_yaml, set_value
@@ -68,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for episodes, logs and checkpoints (default: runs/RECIPE)")
     parser.add_argument("--data", type=Path, help="folder of the data to learn from; of drive: recordings")
-    commands = "commands to learn from recordings (expert/cmd_vel, else cmd_vel)"
-    parser.add_argument("--label", default="", metavar="TOPIC", help=commands)
+    parser.add_argument("--label", default="", metavar="TOPIC", help=f"of recordings, {LABEL_HELP}")
     parser.add_argument("--go-on", action="store_true", help="although some recordings are of no use")
     parser.add_argument("--modalities", nargs="+", default=[], help="streams to be used, by name or kind (all)")
     parser.add_argument("--fusion-strategy", choices=[strategy.value for strategy in FusionStrategy])
@@ -100,7 +100,7 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
     flags["train.epochs"] = args.epochs
     if args.recipe == "vlm" and args.data:
         path = RECIPES / "vlm_folder.yaml"
-    if args.recipe == "drive" and args.data:
+    if args.recipe in ("drive", "robot") and args.data:
         path = RECIPES / "robot.yaml"
         raw = robot.raw_recipe(path, args.data, args.label, args.go_on)
     else:
