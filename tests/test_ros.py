@@ -513,6 +513,23 @@ def test_all_senses_of_the_simulator_reach_the_shipped_model_and_it_drives(graph
     assert graph.wait(lambda: overlay, "overlay")[-1].width == 640
 
 
+def test_a_node_ends_whatever_its_middleware_waits_for(graph):
+    """It has been seen to hang on its way out, after a node's last word."""
+    script = (
+        "import rclpy, threading\n"
+        "from mm_edge.errors import EdgeError\n"
+        "from mm_edge_ros import node\n"
+        "node.LEAVE_S = 1\n"
+        "rclpy.try_shutdown = lambda: threading.Event().wait()\n"
+        "def make_node(): raise EdgeError('no bundle')\n"
+        "node.run(make_node)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=graph.nodes.env, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == -signal.SIGALRM and "no bundle" in done.stderr
+
+
 def test_nodes_die_with_whoever_started_them(tmp_path):
     code = """if True:
         import sys, time

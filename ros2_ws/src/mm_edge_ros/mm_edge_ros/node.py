@@ -21,6 +21,7 @@ from mm_edge.errors import EdgeError
 
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
+LEAVE_S = 10
 
 COMMAND_QOS = QoSProfile(depth=1)  # reliable, and only the newest counts
 SENSOR_QOS = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)
@@ -55,6 +56,10 @@ def run(make_node: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecu
     finally:
         if node is not None:
             node.destroy_node()
+        # All is done but the middleware's own way out, on which it has been seen to hang: whoever waits for this
+        # process, to respawn it, must not wait for that.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LEAVE_S)
         rclpy.try_shutdown()
 
 
