@@ -13,6 +13,7 @@ from mm_edge.replay import Tick
 from mm_edge.types import NS, Sample
 from tests.test_real_data import CARMEN, COMMA, comma, flaser, write_zip
 from training import compare, drive
+from training.fusion import FusionStrategy
 from training.recipe import make_recipe, read_recipe, read_yaml
 from training.tables import save_tables
 from training.train import RECIPES
@@ -60,7 +61,8 @@ def test_all_are_as_large_as_the_shipped_model_but_the_senses_alone(task):
     shipped = sizes.pop(compare.SHIPPED)
     assert {"liquid, no spikes", "concatenation"} <= sizes.keys()
     assert ({"GRU", "GRU + dt", "ncps CfC"} <= sizes.keys()) == (task != "digits")  # which remembers nothing
-    assert ("late fusion" in sizes) == (task in ("digits", "drive", "events", "imu_can"))
+    fusions = {f"{s.value} fusion" for s in FusionStrategy if s.value != recipe.model["fusion_strategy"]}
+    assert (sizes.keys() & fusions) == (fusions if task in ("digits", "drive", "events", "imu_can") else set())
     for name, size in sizes.items():
         assert size == pytest.approx(shipped, rel=0.03) or name.endswith("alone"), name
 

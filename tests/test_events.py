@@ -17,7 +17,7 @@ from mm_edge.sim.events import FRAME_HZ, FRAMES, LABELS, QUIET, SAMPLE_RATE_HZ, 
 from training import events
 from training.compare import every_third
 from training.models import AudioVideoModel
-from training.recipe import read_recipe
+from training.recipe import make_recipe, read_recipe, read_yaml
 from training.train import RECIPES
 
 SMALL = {"fusion_dim": 16, "num_attention_heads": 2, "num_classes": 3, "frame_size": (3, 24, 32)}
@@ -180,28 +180,49 @@ def test_clips_that_do_not_fit_are_refused(video, audio, why):
 
 def test_what_is_examined_is_what_was_learned_as_a_robot_has_it(monkeypatch):
     """Frames each with those before it, and, where chunks of sound end with them, the sound that training has."""
-    monkeypatch.setattr(events, "EXAM", range(6_000_000, 6_000_001))
+    first, second = 6_000_000, 6_000_001
+    monkeypatch.setattr(events, "EXAM", range(first, second))
     monkeypatch.setattr(events, "EXAM_CLIPS", 2)
+    monkeypatch.setattr(events, "EXAM_EVERY_TICKS", 1)
     recipe = read_recipe(RECIPES / "events.yaml")
-    first, second = (make_clip(6_000_000 + i) for i in range(2))
+    one, other = make_clip(first), make_clip(second)
     (batch,) = events.exam(recipe, list)
-    known = np.concatenate([events.labels(clip)[0] for clip in (first, second)]) != events.IGNORED
-    ends = [end for end in range(24, 49) if known[end - 1]]  # of windows of 24 ticks
-    assert len(batch.start) == len(ends[:: events.EXAM_EVERY_TICKS]) and batch.start.all()
-    camera, audio = batch.steps["camera"], batch.steps["audio"]
-    assert (camera.x[0][:3] == events.BLANK).all() and (camera.x[0][3].numpy() == first.frames[0]).all()
-    assert (camera.x[23].numpy() == first.frames[20:24]).all()
-    learned = events.heard(np.zeros_like(first.sound[None]), first.sound[None], recipe.streams[1])[0]
+    told = [events.labels(clip)[0] for clip in (one, other)]
+    begin = told[1][:4]  # half a second, in which what the first clip ended with may still be told
+    begin[begin == LABELS.index(QUIET)] = events.IGNORED
+    whole = np.concatenate(told)
+    ends = [end for end in range(FRAMES, 2 * FRAMES + 1) if whole[end - 1] != events.IGNORED]
+    assert batch.start.all() and batch.labels["label"].tolist() == [whole[end - FRAMES : end].tolist() for end in ends]
+    frames = np.concatenate([np.full((3, *one.frames.shape[1:]), events.BLANK, np.uint8), one.frames, other.frames])
+    camera, audio = (batch.steps[name].x.unflatten(0, (len(ends), FRAMES)) for name in ("camera", "audio"))
+    for window, end in zip(camera, ends):
+        for k, x in enumerate(window):
+            assert (x.numpy() == frames[end - FRAMES + k :][:4]).all()
+    learned = events.heard(np.zeros_like(one.sound[None]), one.sound[None], recipe.streams[1])[0]
     for tick in (7, 15, 23):  # at whole seconds
-        assert torch.allclose(audio.x[tick], learned[tick], atol=1e-3)
+        assert torch.allclose(audio[0, tick], learned[tick], atol=1e-3)
     (thin,) = events.exam(recipe, every_third)
-    assert len(thin.steps["camera"].x) == len(camera.x) / 3
     assert thin.labels["label"].tolist() == batch.labels["label"].tolist()
+    assert 0.3 < len(thin.steps["camera"].x) / len(batch.steps["camera"].x) < 0.36
 
 
 def test_scores_by_hand():
     pytest.importorskip("sklearn", reason="comparing needs scikit-learn")
     label = np.array([0, 0, 0, 1])
     sure = np.float32([[3, 1], [3, 2], [1, 2], [0, 4]])
-    assert events.score(sure, {"label": label}) == {"right": round((2 / 3 + 1) / 2, 4), "auc": 1.0}
+    known = {"right": round((2 / 3 + 1) / 2, 4), "auc": 1.0}
+    assert events.score(sure, {"label": label}) == known
+    assert events.score(sure + np.float32([[9], [0], [-9], [5]]), {"label": label}) == known  # the same shares
     assert events.score(np.zeros((4, 2), np.float32), {"label": label}) == {"right": 0.5, "auc": 0.5}
+
+
+def test_clips_that_are_not_there_are_made_and_then_read(tmp_path):
+    options = [f"data.folder={tmp_path / 'new' / 'clips'}", "rounds.0.episodes=2", "train.lanes=2"]
+    raw = read_yaml((RECIPES / "events.yaml").read_text())
+    raw["data"]["folder"] = ""
+    recipe = make_recipe(raw, options, "events")
+    batch = events.supply(recipe, 0, tmp_path / "out", workers=1).next()
+    made = tmp_path / "new" / "clips" / "clips-1000000-2.npz"
+    when = made.stat().st_mtime_ns
+    again = events.supply(recipe, 0, tmp_path / "out", workers=1).next()
+    assert made.stat().st_mtime_ns == when and torch.equal(batch.labels["label"], again.labels["label"])

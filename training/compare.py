@@ -17,6 +17,7 @@ import argparse
 import base64
 import copy
 import html
+import importlib.util
 import io
 import itertools
 import json
@@ -71,14 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=at_least(1), default=1, help="torch threads")
     args = parser.parse_intermixed_args(argv)
     out = args.out or Path("runs/compare") / args.task
-    try:
-        import matplotlib
-
-        matplotlib.use("agg")
-    except ImportError:
-        raise MissingDependency("plots", "matplotlib", "compare") from None
     torch.set_num_threads(args.threads)
     try:
+        for module in ("matplotlib", "sklearn"):  # missed now, not when all is trained
+            if importlib.util.find_spec(module) is None:
+                raise MissingDependency("comparing", module, "compare")
         raw = read_yaml((RECIPES / f"{args.task}.yaml").read_text())
         raw.setdefault("data", {})["folder"] = str(args.data)
         recipe = make_recipe(raw, args.overrides, args.task)
@@ -424,6 +422,9 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _plot(rows: dict[str, list[tuple[float, float]]], conditions: list[str], reference: float | None) -> str:
     """A group of bars a condition, a bar a model."""
+    import matplotlib
+
+    matplotlib.use("agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(11, 4), layout="constrained")
