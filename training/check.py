@@ -22,6 +22,7 @@ import numpy as np
 from mm_edge.errors import EdgeError
 from mm_edge.replay import PAUSE_S
 from mm_edge.types import NS, StreamSpec
+from training.limits import watched
 from training.recordings import (
     STILL,
     TRAJECTORY,
@@ -33,10 +34,8 @@ from training.recordings import (
     commands_of,
     find,
     label_of,
-    still,
     streams_of,
     tick_of,
-    watched,
 )
 
 LEAST_S = 1.0  # a shorter episode is none
@@ -270,11 +269,13 @@ def _mixed(recordings: Sequence[Recording], name: str) -> Iterator[Finding]:
 def _balance(recordings: Sequence[Recording], label: Label) -> Balance:
     each = [values[np.isfinite(values).all(axis=1)] for _, values in (commands_of(r, label) for r in recordings)]
     values = np.concatenate(each)
-    standing, left, right = np.concatenate([still(v, label) for v in each]), None, None
+    moves = np.abs(values) > STILL * np.maximum(np.abs(label.min), np.abs(label.max))
     if "angular_z" in label.names:
-        turn = values[:, label.names.index("angular_z")]
-        turns = np.abs(turn) > STILL * np.abs(turn).max(initial=0.0)
-        left, right = (float((turns & (sign * turn > 0)).mean()) for sign in (1, -1))
+        standing, turn = ~moves.any(axis=1), label.names.index("angular_z")
+        left, right = (float((moves[:, turn] & (sign * values[:, turn] > 0)).mean()) for sign in (1, -1))
+    else:  # joints stand where they are told the same again
+        same = [(np.diff(v, axis=0, prepend=np.nan * v[:1]) == 0).all(axis=1) for v in each]
+        standing, left, right = np.concatenate(same), None, None
     bins = {n: np.histogram(values[:, i], 10, (label.min[i], label.max[i]))[0] for i, n in enumerate(label.names)}
     return Balance(len(values), float(standing.mean()), left, right, {n: h.tolist() for n, h in bins.items()})
 
@@ -321,9 +322,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         recordings = find(args.folder)
-        label = label_of(recordings, args.label)
-        streams = watched(streams_of(recordings), recordings, label)
-        report = check(recordings, streams, label)
+        streams = streams_of(recordings)
+        report = check(recordings, streams, label_of(recordings, args.label))
+        if usable := report.usable(recordings):
+            streams = watched(streams_of(usable), usable)
         if args.json:
             print(json.dumps({**report.as_dict(), "streams": [asdict(s) for s in streams]}, indent=2))
         else:

@@ -2,8 +2,7 @@
 and the tables to learn from.
 
     recordings = find("my_robot")                       # each is read once
-    label = label_of(recordings)
-    streams = watched(streams_of(recordings), recordings, label)
+    streams, label = streams_of(recordings), label_of(recordings)
     for recording in check(recordings, streams, label).usable(recordings):      # check.py
         tables = tables_of(recording, streams, label, tick_of(streams), Vocabulary(words_of(recordings)))
 
@@ -18,7 +17,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low, mode
 from typing import Any
@@ -27,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mm_edge import preprocess
-from mm_edge.align import RECENT, same
+from mm_edge.align import same
 from mm_edge.errors import RecordingError, SampleError
 from mm_edge.manifest import Tick
 from mm_edge.messages import DRIVEN, TWIST
@@ -56,9 +55,6 @@ SENSORS = {  # message type -> kind of stream
 MOST_TICK_MS = 120.0
 INSTRUCTION = re.compile("text|instruction|prompt|task|language")  # in the name of a String that tells what to do
 IMAGE, BEAMS, POINTS, BANDS, HOPS, TOKENS = (96, 128, 3), 120, 256, 24, 7, 12
-LIVING = ("image", "scan", "points", "imu", "audio")  # kinds of sensors whose data change even where nothing moves
-LEAST_MS, MOST_FROZEN_MS = 50.0, 1000.0
-HALT_S, STOOD_S = 1.0, 2.0  # until a robot stands that was told to; and for how long it must have been seen to
 STILL = 0.05  # a command below that share of the greatest is none
 UNLABELLED_S = 1.0  # without a command for longer, nobody knows what was wanted
 
@@ -324,71 +320,6 @@ def _spec(name: str, topics: list[Topic], everywhere: bool) -> StreamSpec:
             more["window_ms"] = max(100.0, 4e3 / rate_hz) if rate_hz else 100.0
             shape = (max(4, round(rate_hz * more["window_ms"] / 1e3)), 7)
     return StreamSpec(name, kind, shape, rate_hz, max_age_ms, **more)
-
-
-def watched(streams: Sequence[StreamSpec], recordings: Sequence[Recording], label: Label) -> tuple[StreamSpec, ...]:
-    """The streams, with the limits beyond which a robot calls them frozen, skewed or jittering: twice the worst of
-    these recordings, or more. 0, not checked, where they do not tell: what was logged at the time of its stamp had no
-    link yet; and that data change even where nothing moves is known only of a sensor that saw the robot stand. Numbers,
-    such as joints, may stand still."""
-    return tuple(
-        replace(
-            spec,
-            frozen_ms=_frozen_ms(spec, recordings, label),
-            **_link([r.topics[spec.name] for r in recordings if spec.name in r.topics]),
-        )
-        if spec.kind in LIVING
-        else spec
-        for spec in streams
-    )
-
-
-def _link(topics: Sequence[Topic]) -> dict[str, float]:
-    """By each RECENT samples in a row, as the runtime judges them; one run in a hundred may be worse."""
-    late_ms = [1e3 * t.latency_s for t in topics if len(t.latency_s) >= RECENT]
-    if not any(late.any() for late in late_ms):
-        return {}
-    runs = np.concatenate([np.lib.stride_tricks.sliding_window_view(late, RECENT) for late in late_ms])
-    least, spread = (2 * max(0.0, float(np.percentile(x, 99))) for x in (runs.min(1), np.ptp(runs, axis=1)))
-    return {"max_latency_ms": _tens(least), "max_jitter_ms": _tens(spread)}
-
-
-def _frozen_ms(spec: StreamSpec, recordings: Sequence[Recording], label: Label) -> float:
-    topics = [(r, r.topics[spec.name]) for r in recordings if spec.name in r.topics and spec.rate_hz]
-    if sum(_stands(r, topic.arrival_ns, label).sum() for r, topic in topics) < STOOD_S * spec.rate_hz:
-        return 0.0
-    longest_s = max(_longest_repeat_s(topic) for _, topic in topics)
-    frozen_ms = _tens(2e3 * longest_s + 3e3 / spec.rate_hz)
-    # Of an imu all that its window holds has to be the same.
-    most_ms = (spec.shape[0] - 1) * 1e3 / spec.rate_hz if spec.kind == "imu" else MOST_FROZEN_MS
-    return frozen_ms if frozen_ms <= most_ms else 0.0
-
-
-def _longest_repeat_s(topic: Topic) -> float:
-    first = np.maximum.accumulate(np.where(topic.repeats, 0, np.arange(len(topic.repeats))))  # of those alike in a row
-    return float((topic.stamp_ns - topic.stamp_ns[first]).max(initial=0)) / NS
-
-
-def _stands(recording: Recording, at_ns: np.ndarray, label: Label) -> np.ndarray:
-    """bool (n,): whether the robot was told to stand, HALT_S before and since."""
-    told_ns, values = commands_of(recording, label)
-    if not len(told_ns):
-        return np.zeros(len(at_ns), bool)
-    moves_ns = told_ns[~still(values, label)]
-    last = np.searchsorted(moves_ns, at_ns) - 1
-    since_ns = np.where(last < 0, told_ns[0], moves_ns[last] if len(moves_ns) else told_ns[0])
-    return (at_ns - since_ns > HALT_S * NS) & (at_ns <= told_ns[-1])
-
-
-def still(values: np.ndarray, label: Label) -> np.ndarray:
-    """Commands (n, dims) -> bool (n,): a twist that is next to nothing; of joints what they were told before."""
-    if set(label.names) <= set(TWIST):
-        return ~(np.abs(values) > STILL * np.maximum(np.abs(label.min), np.abs(label.max))).any(axis=1)
-    return (np.diff(values, axis=0, prepend=np.nan * values[:1]) == 0).all(axis=1)
-
-
-def _tens(ms: float) -> float:
-    return max(LEAST_MS, 10.0 * math.ceil(round(ms, 3) / 10))
 
 
 def words_of(recordings: Iterable[Recording]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@
     python -m training.evaluate robot --data FOLDER_OF_RECORDINGS --bundle MY_BUNDLE
 
 The recordings are checked first, and said what of them is wrong; with errors, training goes on with the rest only if
-told to. Streams, their rates and their statistics, the action and its limits are measured (training/recordings.py).
+told to. Streams, their rates and their statistics, the action and its limits are measured (training/recordings.py), and
+when a sensor is frozen, skewed or jittering (training/limits.py).
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from mm_edge.manifest import Tick
 from mm_edge.preprocess import Vocabulary
 from training.batches import Batch, Lanes, make_batch
 from training.check import check
+from training.limits import watched
 from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe
-from training.recordings import Label, find, label_of, streams_of, survey, tables_of, tick_of, watched, words_of
+from training.recordings import Label, find, label_of, streams_of, survey, tables_of, tick_of, words_of
 from training.supervised import build, modalities, rate_loss
 from training.tables import Tables
 from training.windows import inputs_at, r2
@@ -52,7 +54,7 @@ def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[st
     if not usable:
         raise ValueError(f"{folder}: no recording is left to train on")
     label = label_of(usable, label.topic)  # what is left out sets no limits
-    streams = watched(streams_of(usable), usable, label)
+    streams = watched(streams_of(usable), usable)
     raw = yaml.safe_load(template.read_text())
     if len(streams) < 2:  # there is no other to do without it
         raw["train"]["modality_dropout"] = 0.0
@@ -159,8 +161,8 @@ def name_in(folder: Path, path: Path) -> str:
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """How near the model's actions come to the commands ("names") of each recording in the folder (or of those named),
     and to those of all that were not learned: by dimension the mean absolute error and R2; and R2 of the command
-    before, as a prediction. "learned" is whether the model learned by a recording of this name; "error", why one cannot
-    be scored."""
+    before, as a prediction. "learned" is whether the model learned by a recording of this name (its weights may have
+    been chosen by one that was held out); "error", why one cannot be scored. Raises RecordingError if none can."""
     action, data = bundle.outputs.action, bundle.training["data"]
     assert action is not None, "a robot's bundle has an action"
     label = Label(data["label"], *(getattr(action, key) for key in ("names", "units", "min", "max", "max_rate")))
@@ -183,6 +185,8 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
         learned = Path(name).name in data["recordings"]
         unseen += [] if learned else [(said, true, before)]
         scores[name] = {"learned": learned, **_scored(said, true, before)}
+    if all("error" in row for row in scores.values()):
+        raise RecordingError("; ".join(row["error"] for row in scores.values()))
     whole = _scored(*(np.concatenate(rows) for rows in zip(*unseen))) if unseen else None
     return {"names": list(label.names), "recordings": scores, "not_learned": whole}
 

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         "overrides", nargs="*", metavar="key=value", help="e.g. train.learning_rate=0.001 rounds.0.steps=500"
     )
     parser.add_argument("--out", type=Path, help="folder for episodes, logs and checkpoints (default: runs/RECIPE)")
-    parser.add_argument("--data", type=Path, help="folder of the data to learn from; of drive: recordings")
+    parser.add_argument("--data", type=Path, help="folder of the data to learn from; of drive, or robot: recordings")
     parser.add_argument("--label", default="", metavar="TOPIC", help=f"of recordings, {LABEL_HELP}")
     parser.add_argument("--go-on", action="store_true", help="although some recordings are of no use")
     parser.add_argument("--modalities", nargs="+", default=[], help="streams to be used, by name or kind (all)")
