@@ -224,6 +224,11 @@ def nan_command(topic, at_s, msg):
         msg.points[0].positions[1] = math.nan
 
 
+def slip(topic, at_s, msg):
+    if topic == ARM and at_s == 2:
+        msg.points[0].positions[0] = 50.0
+
+
 def infinite(topic, at_s, msg):
     if topic == BASE and at_s == 1.0:
         msg.linear.x = math.inf
@@ -330,6 +335,11 @@ BAD = {
         {"rates": SLOW},
         "error: {bad} at 0.00 s: /rear/image_raw: mixed rates: 5.0 Hz, elsewhere 10.0 Hz (leaves out the recording)",
     ),
+    "a slip": (
+        {"edit": slip},
+        "warning: {bad} at 2.00 s: arm/joint_trajectory: shoulder of 50, where 99 % are within 0.59: it sets the "
+        "limits",
+    ),
     "empty episode": (
         {"edit": empty},
         "error: {bad} at 0.00 s: all topics: an empty episode: sensors sent for 0.45 s (leaves out the recording)",
@@ -393,7 +403,8 @@ BAD = {
     ),
     "skew": (
         {"edit": behind(2.0)},
-        "warning: {bad} at 0.00 s: /front/image_raw: skew: stamped 2.02 s before the recording had it",
+        "error: {bad} at 0.00 s: /front/image_raw: skew: stamped 2.02 s before the recording had it, too old to be "
+        "used: set its clock, or record with the time that it stamps by (--use-sim-time) (leaves out the recording)",
     ),
     "future": (
         {"edit": ahead},
@@ -624,7 +635,7 @@ def test_recordings_that_are_left_out_set_no_limits(tmp_path, capsys):
     record(tmp_path / "a", rates=SLOW, edit=wild)
     paths = [str(record(tmp_path / name)) for name in ("b", "c")]
     raw = raw_recipe(RECIPES / "robot.yaml", tmp_path, "", go_on=True)
-    assert raw["data"]["recordings"] == paths and raw["action"]["max"] == pytest.approx([0.59, 0.0])
+    assert list(raw["data"]["recordings"]) == paths and raw["action"]["max"] == pytest.approx([0.59, 0.0])
     record(tmp_path / "0", edit=only_shoulder)  # comes later, and changes nothing
     batch = supply(make_recipe(raw, [], ""), 0, tmp_path, workers=1).next()
     assert batch.labels["action"].shape[-1] == 2

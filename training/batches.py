@@ -106,6 +106,8 @@ class Lanes:
     does, and nowhere else: in the middle of one it would not know the command."""
 
     def __init__(self, episodes: Sequence[Tables], lanes: int, ticks: int, seed: int, text: str | None = "text"):
+        if not episodes:
+            raise ValueError("rounds: expected episodes to learn from, got none")
         self._episodes, self._ticks, self._text = episodes, ticks, text
         self.steps_an_epoch = max(1, sum(map(len, episodes)) // (lanes * ticks))
         self._rng = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ import numpy as np
 from mm_edge.errors import EdgeError
 from mm_edge.replay import PAUSE_S
 from mm_edge.types import NS, StreamSpec
-from training.limits import watched
+from training.limits import LIVING, watched
 from training.recordings import (
     STILL,
     TRAJECTORY,
@@ -43,7 +43,7 @@ RATE_DIFFERS = 0.2  # as a share of the rate in the other recordings, or by the 
 LATE_S = 0.2  # which a stream may lie behind the others, or else four periods
 FUTURE_S = 0.05  # the aligner refuses stamps that lie further ahead
 CLOCK_JUMP_S = 1.0
-MOSTLY_STANDING, ONE_SIDED = 0.8, 4.0
+MOSTLY_STANDING, ONE_SIDED, WILD = 0.8, 4.0, 5.0
 LABEL_HELP = "the commands to learn (expert/cmd_vel, else cmd_vel, else another Twist, else joints)"
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -242,8 +242,11 @@ def _timing(recording: Recording, topic: Topic) -> Iterator[Finding]:
         what = f"its clock jumps by {late_s[jumps[0] - 1] - late_s[jumps[0]]:+.2f} s against the robot's"
         more = f"; {len(jumps) - 1} more" if len(jumps) > 1 else ""
         yield Finding(path, _since(recording, arrival_ns[jumps[0]]), topic.topic, what + more)
-    elif abs(skew_s := float(np.median(late_s))) > CLOCK_JUMP_S:
-        yield Finding(path, 0.0, topic.topic, f"skew: stamped {skew_s:.2f} s before the recording had it")
+    elif (skew_s := float(np.median(late_s))) > CLOCK_JUMP_S:
+        what = f"skew: stamped {skew_s:.2f} s before the recording had it, too old to be used: set its clock, or record"
+        yield Finding(path, 0.0, topic.topic, f"{what} with the time that it stamps by (--use-sim-time)", "recording")
+    elif skew_s < -CLOCK_JUMP_S:
+        yield Finding(path, 0.0, topic.topic, f"skew: stamped {-skew_s:.2f} s after the recording had it")
     elif others_s and (behind_s := skew_s - float(np.median(others_s))) > max(LATE_S, 4 / (topic.rate_hz or np.inf)):
         yield Finding(path, 0.0, topic.topic, f"skew: stamped {behind_s:.2f} s before the other streams")
     elif len(ahead := np.flatnonzero(late_s < -FUTURE_S)):
@@ -288,9 +291,22 @@ def _unbalanced(recordings: Sequence[Recording], label: Label, balance: Balance)
     if left is not None and right is not None and max(left, right) > ONE_SIDED * min(left, right):
         what = f"label balance: turns left in {left:.0%}, right in {right:.0%} of the commands"
         yield Finding(folder, 0.0, label.topic, what)
-    for name, low, high in zip(label.names, label.min, label.max):
+    for i, (name, low, high) in enumerate(zip(label.names, label.min, label.max)):
         if low == high:
             yield Finding(folder, 0.0, label.topic, f"label balance: {name} is always 0")
+        else:
+            yield from _wild(recordings, label, i)
+
+
+def _wild(recordings: Sequence[Recording], label: Label, i: int) -> Iterator[Finding]:
+    """The greatest command, if it is no driving but a slip: it would set limits and scale."""
+    told = [(r, *commands_of(r, label)) for r in recordings]
+    sizes = [(r, at_ns, np.nan_to_num(np.abs(values[:, i]), posinf=0.0)) for r, at_ns, values in told]
+    usual = float(np.percentile(np.concatenate([size for *_, size in sizes]), 99))
+    recording, at_ns, size = max(sizes, key=lambda one: one[2].max(initial=0.0))
+    if size.max(initial=0.0) > WILD * usual > 0:
+        what = f"{label.names[i]} of {size.max():g}, where 99 % are within {usual:g}: it sets the limits"
+        yield Finding(recording.path, _since(recording, at_ns[size.argmax()]), label.topic, what)
 
 
 def _row(name: str, found: Sequence[tuple[Recording, Topic]]) -> Row:
@@ -334,6 +350,10 @@ def main(argv: list[str] | None = None) -> int:
             for spec in streams:
                 if spec.joints:
                     print(f"{spec.name}, whatever their order: {', '.join(spec.joints)}")
+                if spec.kind in LIVING and not spec.frozen_ms:
+                    print(
+                        f"{spec.name} is never called frozen: no Twist told the robot to stand for 3 s, to see it then"
+                    )
                 limits = {"frozen": spec.frozen_ms, "skewed": spec.max_latency_ms, "jittering": spec.max_jitter_ms}
                 if called := [f"{what} beyond {ms:g} ms" for what, ms in limits.items() if ms]:
                     print(f"{spec.name}, on a robot, is called {', '.join(called)}")

@@ -114,8 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     faults = tuple(args.faults)
     try:
         Faults(faults, KINDS)  # one that makes no sense is refused here
-        if not args.expert:
-            Bundle.read(args.bundle)  # a bad bundle is refused here, not in a worker
+        if not args.expert and (task := Bundle.read(args.bundle).task) != "drive":  # here, not in a worker
+            raise EdgeError(f"{args.bundle}: expected a bundle of drive, got one of {task}: see evaluate {task}")
         if args.all_masks:
             scores: dict[str, Any] = {"worlds": args.worlds, "seed": args.seed, "masks": {}}
             for dead in [*subsets(SENSORS[:-1]), ("text",)]:  # without a command there is nothing to compare

@@ -25,19 +25,22 @@ from tqdm import tqdm
 
 from mm_edge.bundle import Bundle
 from mm_edge.engine import load
-from mm_edge.errors import RecordingError
+from mm_edge.errors import RecordingError, SampleError
 from mm_edge.manifest import Tick
 from mm_edge.preprocess import Vocabulary
+from mm_edge.preprocess import check as check_sample
+from mm_edge.types import StreamSpec
 from training.batches import Batch, Lanes, make_batch
 from training.check import check
 from training.limits import watched
 from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe
-from training.recordings import Label, find, label_of, streams_of, survey, tables_of, tick_of, words_of
+from training.recordings import Label, Recording, find, label_of, streams_of, survey, tables_of, tick_of, words_of
 from training.supervised import build, modalities, rate_loss
 from training.tables import Tables
 from training.windows import inputs_at, r2
 
+NEVER_SEEN = "never seen"
 TERMS = {"rates": 1.0}  # of spikes, which are to be neither silent nor always there
 
 
@@ -56,8 +59,6 @@ def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[st
     label = label_of(usable, label.topic)  # what is left out sets no limits
     streams = watched(streams_of(usable), usable)
     raw = yaml.safe_load(template.read_text())
-    if len(streams) < 2:  # there is no other to do without it
-        raw["train"]["modality_dropout"] = 0.0
     limits = asdict(label)
     topic = limits.pop("topic")
     plain = {key: list(value) for key, value in limits.items()}
@@ -69,7 +70,7 @@ def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[st
             "action": plain,
             "data": {
                 **raw["data"], "folder": str(folder), "label": topic, "words": words_of(usable),
-                "recordings": [str(recording.path) for recording in usable],
+                "recordings": {str(r.path): [r.start_ns, r.end_ns] for r in usable},
             },
         }
     )  # fmt: skip
@@ -110,9 +111,12 @@ def validation(recipe: Recipe) -> list[Batch]:
     ]
 
 
-def learned(recipe: Recipe) -> list[str]:
-    """The last names of the recordings that were learned from."""
-    return [path.name for path in _split(recipe)[0]]
+def spans(recipe: Recipe) -> dict[str, list[list[int]]]:
+    """By what recordings were for: when each began and ended, by which it is known whatever its name."""
+    known = recipe.data["recordings"]
+    return {
+        part: [known[str(path)] for path in paths] for part, paths in zip(("learned", "validation"), _split(recipe))
+    }
 
 
 def _split(recipe: Recipe) -> tuple[list[Path], list[Path]]:
@@ -160,9 +164,11 @@ def name_in(folder: Path, path: Path) -> str:
 
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """How near the model's actions come to the commands ("names") of each recording in the folder (or of those named),
-    and to those of all that were not learned: by dimension the mean absolute error and R2; and R2 of the command
-    before, as a prediction. "learned" is whether the model learned by a recording of this name (its weights may have
-    been chosen by one that was held out); "error", why one cannot be scored. Raises RecordingError if none can."""
+    and to those of all that it never saw: by dimension the mean absolute error and R2; and R2 of the command before, as
+    a prediction. "part": whether the model learned by this recording, or was chosen by it ("validation"); "missing":
+    its streams that there are none of; "stands": the share of ticks at which the robot would stand, since a stream that
+    is required is not there, or said what the model does not know, which are not scored; "error", why none can be.
+    Raises RecordingError if no recording can be scored."""
     action, data = bundle.outputs.action, bundle.training["data"]
     assert action is not None, "a robot's bundle has an action"
     label = Label(data["label"], *(getattr(action, key) for key in ("names", "units", "min", "max", "max_rate")))
@@ -179,16 +185,44 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
         except RecordingError as error:
             scores[name] = {"error": str(error)}
             continue
+        if not log.labels["weight"].any():
+            scores[name] = {"error": f"{recordings[name].path}: expected commands {list(label.names)} on {label.topic}"}
+            continue
         said = np.array([model.step(inputs_at(log, tick)).values["action"][0, 0] for tick in range(len(log))])
-        known = log.labels["weight"][1:] * log.labels["weight"][:-1] > 0
+        stands = _stands(bundle, recordings[name], log)
+        known = (log.labels["weight"][1:] * log.labels["weight"][:-1] > 0) & ~stands[1:]
         true, before, said = log.labels["action"][1:][known], log.labels["action"][:-1][known], said[1:][known]
-        learned = Path(name).name in data["recordings"]
-        unseen += [] if learned else [(said, true, before)]
-        scores[name] = {"learned": learned, **_scored(said, true, before)}
+        span = [recordings[name].start_ns, recordings[name].end_ns]
+        part = next((part for part, known in data["recordings"].items() if span in known), NEVER_SEEN)
+        unseen += [(said, true, before)] if part == NEVER_SEEN else []
+        missing = [spec.name for spec, steps in zip(bundle.streams, log.steps.values()) if not len(steps.x)]
+        about = {"part": part, "missing": missing, "stands": round(float(stands.mean()), 3)}
+        scores[name] = {**about, **_scored(said, true, before)}
     if all("error" in row for row in scores.values()):
         raise RecordingError("; ".join(row["error"] for row in scores.values()))
     whole = _scored(*(np.concatenate(rows) for rows in zip(*unseen))) if unseen else None
-    return {"names": list(label.names), "recordings": scores, "not_learned": whole}
+    return {"names": list(label.names), "recordings": scores, "all never seen": whole}
+
+
+def _stands(bundle: Bundle, recording: Recording, log: Tables) -> np.ndarray:
+    """bool (T,): whether the robot would stand, for want of a stream that is required, or as it was told last what its
+    model does not know."""
+    stands = ~log.mask[:, [spec.required for spec in bundle.streams]].all(1)
+    for spec in bundle.streams:
+        topic = recording.topics.get(spec.name)
+        if spec.kind == "text" and topic is not None and len(topic.values):
+            strange = np.array([not _known(spec, text, bundle.vocabulary) for text in topic.values])
+            last = np.searchsorted(topic.arrival_ns, log.now_ns, side="right") - 1
+            stands |= (last >= 0) & strange[last]
+    return stands
+
+
+def _known(spec: StreamSpec, text: str, vocabulary: Vocabulary | None) -> bool:
+    try:
+        check_sample(spec, text, vocabulary)
+    except SampleError:
+        return False
+    return True
 
 
 def _scored(said: np.ndarray, true: np.ndarray, before: np.ndarray) -> dict[str, Any]:

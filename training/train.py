@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. train.learning_rate=0.001 rounds.0.steps=500"
     )
-    parser.add_argument("--out", type=Path, help="folder for episodes, logs and checkpoints (default: runs/RECIPE)")
+    parser.add_argument("--out", type=Path, help="folder for episodes, logs and checkpoints (default: runs/TASK)")
     parser.add_argument("--data", type=Path, help="folder of the data to learn from; of drive, or robot: recordings")
     parser.add_argument("--label", default="", metavar="TOPIC", help=f"of recordings, {LABEL_HELP}")
     parser.add_argument("--go-on", action="store_true", help="although some recordings are of no use")
@@ -100,6 +100,8 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
     flags["train.epochs"] = args.epochs
     if args.recipe == "vlm" and args.data:
         path = RECIPES / "vlm_folder.yaml"
+    if args.label and not args.data:
+        raise ValueError(f"--label {args.label}: of which recordings? --data FOLDER_OF_RECORDINGS")
     if args.recipe in ("drive", "robot") and args.data:
         path = RECIPES / "robot.yaml"
         raw = robot.raw_recipe(path, args.data, args.label, args.go_on)
@@ -120,6 +122,8 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
         raw["streams"] = chosen
         if raw["tick"]["anchor"] not in [s["name"] for s in chosen]:
             raw["tick"] = asdict(tick_of([make(StreamSpec, s, f"{path}: streams") for s in chosen]))
+    if len(raw["streams"]) < 2 and "modality_dropout" in raw["train"]:  # there is no other to do without it
+        raw["train"]["modality_dropout"] = 0.0
     for key, value in flags.items():
         if value is not None:
             set_value(raw, key, value)
