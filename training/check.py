@@ -243,8 +243,10 @@ def _timing(recording: Recording, topic: Topic) -> Iterator[Finding]:
         more = f"; {len(jumps) - 1} more" if len(jumps) > 1 else ""
         yield Finding(path, _since(recording, arrival_ns[jumps[0]]), topic.topic, what + more)
     elif (skew_s := float(np.median(late_s))) > CLOCK_JUMP_S:
-        what = f"skew: stamped {skew_s:.2f} s before the recording had it, too old to be used: set its clock, or record"
-        yield Finding(path, 0.0, topic.topic, f"{what} with the time that it stamps by (--use-sim-time)", "recording")
+        what = f"skew: stamped {skew_s:.2f} s before the recording had it"
+        steady = topic.rate_hz and skew_s > max(0.2, 4 / topic.rate_hz) + CLOCK_JUMP_S  # as recordings.py allows
+        hint = ", too old to be used: set its clock, or record with the time that it stamps by (--use-sim-time)"
+        yield Finding(path, 0.0, topic.topic, what + (hint if steady else ""), "recording" if steady else "")
     elif skew_s < -CLOCK_JUMP_S:
         yield Finding(path, 0.0, topic.topic, f"skew: stamped {-skew_s:.2f} s after the recording had it")
     elif others_s and (behind_s := skew_s - float(np.median(others_s))) > max(LATE_S, 4 / (topic.rate_hz or np.inf)):
@@ -351,9 +353,7 @@ def main(argv: list[str] | None = None) -> int:
                 if spec.joints:
                     print(f"{spec.name}, whatever their order: {', '.join(spec.joints)}")
                 if spec.kind in LIVING and not spec.frozen_ms:
-                    print(
-                        f"{spec.name} is never called frozen: no Twist told the robot to stand for 3 s, to see it then"
-                    )
+                    print(f"{spec.name} is never called frozen: it was not seen to change while Twists said to stand")
                 limits = {"frozen": spec.frozen_ms, "skewed": spec.max_latency_ms, "jittering": spec.max_jitter_ms}
                 if called := [f"{what} beyond {ms:g} ms" for what, ms in limits.items() if ms]:
                     print(f"{spec.name}, on a robot, is called {', '.join(called)}")

@@ -170,6 +170,8 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     is required is not there, or said what the model does not know, which are not scored; "error", why none can be.
     Raises RecordingError if no recording can be scored."""
     action, data = bundle.outputs.action, bundle.training["data"]
+    if not isinstance(data["recordings"], dict):
+        raise ValueError(f"{bundle.path}: an earlier version made it, which did not keep when recordings were made")
     assert action is not None, "a robot's bundle has an action"
     label = Label(data["label"], *(getattr(action, key) for key in ("names", "units", "min", "max", "max_rate")))
     recordings = {name_in(folder, recording.path): recording for recording in find(folder)}
@@ -208,6 +210,7 @@ def _stands(bundle: Bundle, recording: Recording, log: Tables) -> np.ndarray:
     """bool (T,): whether the robot would stand, for want of a stream that is required, or as it was told last what its
     model does not know."""
     stands = ~log.mask[:, [spec.required for spec in bundle.streams]].all(1)
+    stands |= ~log.mask[:, [not spec.latched for spec in bundle.streams]].any(1)  # a command alone is nothing to go by
     for spec in bundle.streams:
         topic = recording.topics.get(spec.name)
         if spec.kind == "text" and topic is not None and len(topic.values):
