@@ -363,7 +363,7 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
             "recipe": recipe.task, "seed": recipe.seed, "commit": (checkpoint.parent / "commit").read_text(),
             "ticks": recipe.train.ticks,
             "data": {  # nobody's folders
-                key: robot.spans(recipe) if key == "recordings" else value
+                key: robot.identities(recipe) if key == "recordings" else value
                 for key, value in recipe.data.items() if key not in ("folder", "words")
             },
         },

@@ -116,6 +116,12 @@ def test_a_chunk_of_sound_is_as_old_as_its_last_sample():
     ears = StreamSpec("audio", "audio", (2, 24, 7), rate_hz=10, max_age_ms=520, sample_rate_hz=16_000, channels=1)
     assert limits(sensor("audio", 10, late_ms=105), spec=ears)[1:] == (50, 50)
     assert limits(sensor("audio", 10, late_ms=180), spec=ears)[1:] == (160, 50)
+    assert limits(sensor("audio", 10, late_ms=100), spec=ears)[1:] == (0, 0)  # logged when it ended
+
+
+def test_a_slip_among_the_commands_does_not_make_the_others_a_stand():
+    slip = commands(lambda at_s: 50.0 if at_s == 3 else 0.5)
+    assert limits(sensor(), slip)[0] == 0
 
 
 def test_what_came_once_and_a_command_tell_nothing():

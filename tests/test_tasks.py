@@ -276,8 +276,13 @@ def test_a_robot_of_your_own(tmp_path, capsys):
     pipeline = Pipeline(Bundle.read(tmp_path / "bundle"), "cpu")
     assert pipeline.bundle.outputs.action.names == ("shoulder", "elbow")
     assert list(pipeline.specs)[:2] == ["front_image_raw", "rear_image_raw"]
-    spans = [[T0 + at_ms * MS for at_ms in (0, 2950)]]
-    assert pipeline.bundle.training["data"]["recordings"] == {"learned": spans, "validation": spans}
+    known = pipeline.bundle.training["data"]["recordings"]
+    assert known.keys() == {"learned", "validation"} and known["learned"] == known["validation"]  # a copy is the same
+
+
+def otherwise(topic, at_s, msg):
+    if topic == ARM:
+        msg.points[0].positions[0] /= 2
 
 
 def test_scores_of_recordings(tmp_path, capsys):
@@ -290,7 +295,7 @@ def test_scores_of_recordings(tmp_path, capsys):
     export(tmp_path / "run" / "final.safetensors", tmp_path / "bundle", {})
     (bags / "b").rename(bags / "monday")  # which is the same
     shutil.rmtree(bags / "a")
-    record(bags / "a", seconds=6)  # which is another
+    record(bags / "a", seconds=3, edit=otherwise)  # as long as the one before, but another
     record(bags / "c", seconds=5, edit=drop("/lidar"))
     record(bags / "d", seconds=5, edit=drop(ARM))
     (record(bags / "e") / "e.mcap").write_bytes(b"no recording")
@@ -304,7 +309,7 @@ def test_scores_of_recordings(tmp_path, capsys):
     assert (scores["a"]["missing"], scores["c"]["missing"], scores["c"]["stands"]) == ([], ["lidar"], 0.0)
     assert "expected commands ['shoulder', 'elbow'] on arm/joint_trajectory" in scores["d"]["error"]
     assert "cannot be read" in scores["e"]["error"]
-    assert said["all never seen"]["ticks"] == scores["a"]["ticks"] + scores["c"]["ticks"] > 100
+    assert said["all never seen"]["ticks"] == scores["a"]["ticks"] + scores["c"]["ticks"] > 70
     assert scores["monday"]["r2_previous"][0] > scores["monday"]["r2"][0]
     assert evaluate.main([*arguments, "--only", "d"]) == 1
     assert "expected commands" in capsys.readouterr().err
@@ -330,6 +335,7 @@ def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):
     arguments = ["robot", "--data", str(tmp_path / "bags"), "--bundle", str(tmp_path / "bundle"), "--json"]
     assert evaluate.main(arguments) == 0
     scores = json.loads(capsys.readouterr().out)["recordings"]
+    assert scores["a"]["part"] == "learned" and scores["b"]["part"] == "learned"  # of the same commands
     assert scores["a"]["stands"] == 0.0 and scores["b"]["stands"] == pytest.approx(0.5, abs=0.05)
     assert scores["b"]["ticks"] == pytest.approx(scores["a"]["ticks"] / 2, abs=2)
 

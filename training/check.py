@@ -43,7 +43,7 @@ RATE_DIFFERS = 0.2  # as a share of the rate in the other recordings, or by the 
 LATE_S = 0.2  # which a stream may lie behind the others, or else four periods
 FUTURE_S = 0.05  # the aligner refuses stamps that lie further ahead
 CLOCK_JUMP_S = 1.0
-MOSTLY_STANDING, ONE_SIDED, WILD = 0.8, 4.0, 5.0
+MOSTLY_STANDING, ONE_SIDED, WILD, LEAST_COMMANDS = 0.8, 4.0, 5.0, 20
 LABEL_HELP = "the commands to learn (expert/cmd_vel, else cmd_vel, else another Twist, else joints)"
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -147,6 +147,9 @@ def check(recordings: Sequence[Recording], streams: Sequence[StreamSpec], label:
         findings += _recording(recording, streams, label)
     for name in [*(spec.name for spec in streams), label.topic]:
         findings += _mixed(recordings, name)
+    bad = {finding.path for finding in findings if finding.leaves_out == "recording"}
+    usable = [recording for recording in recordings if recording.path not in bad]
+    findings += _slips(usable, label)
     findings += _unbalanced(recordings, label, balance := _balance(recordings, label))
     topics = [(spec.name, [(r, r.topics[spec.name]) for r in recordings if spec.name in r.topics]) for spec in streams]
     topics.append((label.topic, [(r, r.topics[label.topic]) for r in recordings if label.topic in r.topics]))
@@ -168,7 +171,7 @@ def _recording(recording: Recording, streams: Sequence[StreamSpec], label: Label
     if seconds < LEAST_S:
         yield Finding(path, 0.0, "all topics", f"an empty episode: sensors sent for {seconds:.2f} s", "recording")
         return
-    used = [spec.name for spec in streams]
+    used = {spec.name: spec for spec in streams}
     for name in used:
         if name not in topics or not len(topics[name].arrival_ns):
             yield Finding(path, 0.0, name, "missing, though other recordings have it")
@@ -180,7 +183,7 @@ def _recording(recording: Recording, streams: Sequence[StreamSpec], label: Label
             what = f"{1 + len(others)} messages of no use; the first: {example}"
             yield Finding(path, _since(recording, first_ns), topic.topic, what)
         if topic.kind != "command" and len(topic.arrival_ns):
-            yield from _timing(recording, topic)
+            yield from _timing(recording, topic, used.get(name))
             if name not in used:
                 yield Finding(path, 0.0, topic.topic, "not used, as most recordings lack it")
     yield from _labels(recording, label)
@@ -220,7 +223,7 @@ def _labels(recording: Recording, label: Label) -> Iterator[Finding]:
         yield Finding(path, _since(recording, begin), topic.topic, what + more, "ticks")
 
 
-def _timing(recording: Recording, topic: Topic) -> Iterator[Finding]:
+def _timing(recording: Recording, topic: Topic, spec: StreamSpec | None) -> Iterator[Finding]:
     path, arrival_ns = recording.path, topic.arrival_ns
     edges = np.concatenate([[recording.start_ns], arrival_ns, [recording.end_ns]])
     gaps_s, least_s = np.diff(edges) / NS, max(1.0, 5 / topic.rate_hz if topic.rate_hz else 0.0)
@@ -234,7 +237,7 @@ def _timing(recording: Recording, topic: Topic) -> Iterator[Finding]:
     if topic.kind != "text" and abs(came_hz - topic.rate_hz) > RATE_DIFFERS * topic.rate_hz > 0:
         what = f"{came_hz:.1f} messages a second at {topic.rate_hz:.1f} Hz: some are lost, or its rate changes"
         yield Finding(path, 0.0, topic.topic, what)
-    late_s = topic.latency_s
+    late_s, skew_s = topic.latency_s, float(np.median(topic.latency_s))
     others = [t for t in recording.topics.values() if t is not topic and t.kind not in ("command", "text")]
     others_s = [np.median(t.latency_s) for t in others if len(t.arrival_ns)]
     jumps = np.flatnonzero(np.abs(np.diff(late_s)) > CLOCK_JUMP_S) + 1
@@ -242,13 +245,17 @@ def _timing(recording: Recording, topic: Topic) -> Iterator[Finding]:
         what = f"its clock jumps by {late_s[jumps[0] - 1] - late_s[jumps[0]]:+.2f} s against the robot's"
         more = f"; {len(jumps) - 1} more" if len(jumps) > 1 else ""
         yield Finding(path, _since(recording, arrival_ns[jumps[0]]), topic.topic, what + more)
-    elif (skew_s := float(np.median(late_s))) > CLOCK_JUMP_S:
-        what = f"skew: stamped {skew_s:.2f} s before the recording had it"
-        steady = topic.rate_hz and skew_s > max(0.2, 4 / topic.rate_hz) + CLOCK_JUMP_S  # as recordings.py allows
-        hint = ", too old to be used: set its clock, or record with the time that it stamps by (--use-sim-time)"
-        yield Finding(path, 0.0, topic.topic, what + (hint if steady else ""), "recording" if steady else "")
-    elif skew_s < -CLOCK_JUMP_S:
-        yield Finding(path, 0.0, topic.topic, f"skew: stamped {-skew_s:.2f} s after the recording had it")
+    elif spec and skew_s * 1e3 > spec.max_age_ms:
+        what = f"skew: stamped {skew_s:.2f} s before the recording had it, of use for {spec.max_age_ms:g} ms: set its"
+        yield Finding(
+            path,
+            0.0,
+            topic.topic,
+            f"{what} clock, or record with --use-sim-time if it has the simulator's",
+            "recording",
+        )
+    elif abs(skew_s) > CLOCK_JUMP_S:
+        yield Finding(path, 0.0, topic.topic, f"skew: stamped {skew_s:.2f} s before the recording had it")
     elif others_s and (behind_s := skew_s - float(np.median(others_s))) > max(LATE_S, 4 / (topic.rate_hz or np.inf)):
         yield Finding(path, 0.0, topic.topic, f"skew: stamped {behind_s:.2f} s before the other streams")
     elif len(ahead := np.flatnonzero(late_s < -FUTURE_S)):
@@ -293,22 +300,27 @@ def _unbalanced(recordings: Sequence[Recording], label: Label, balance: Balance)
     if left is not None and right is not None and max(left, right) > ONE_SIDED * min(left, right):
         what = f"label balance: turns left in {left:.0%}, right in {right:.0%} of the commands"
         yield Finding(folder, 0.0, label.topic, what)
-    for i, (name, low, high) in enumerate(zip(label.names, label.min, label.max)):
+    for name, low, high in zip(label.names, label.min, label.max):
         if low == high:
             yield Finding(folder, 0.0, label.topic, f"label balance: {name} is always 0")
-        else:
-            yield from _wild(recordings, label, i)
 
 
-def _wild(recordings: Sequence[Recording], label: Label, i: int) -> Iterator[Finding]:
-    """The greatest command, if it is no driving but a slip: it would set limits and scale."""
-    told = [(r, *commands_of(r, label)) for r in recordings]
-    sizes = [(r, at_ns, np.nan_to_num(np.abs(values[:, i]), posinf=0.0)) for r, at_ns, values in told]
-    usual = float(np.percentile(np.concatenate([size for *_, size in sizes]), 99))
-    recording, at_ns, size = max(sizes, key=lambda one: one[2].max(initial=0.0))
-    if size.max(initial=0.0) > WILD * usual > 0:
-        what = f"{label.names[i]} of {size.max():g}, where 99 % are within {usual:g}: it sets the limits"
-        yield Finding(recording.path, _since(recording, at_ns[size.argmax()]), label.topic, what)
+def _slips(recordings: Sequence[Recording], label: Label) -> Iterator[Finding]:
+    """The greatest command of each dimension, if hardly any other comes near it: it would set limits and scale."""
+    told = []
+    for recording in recordings:
+        at_ns, values = commands_of(recording, label)
+        finite = np.isfinite(values).all(axis=1)
+        if finite.any():
+            told.append((recording, at_ns[finite], np.abs(values[finite])))
+    for i, name in enumerate(label.names):
+        sizes = np.concatenate([size[:, i] for *_, size in told]) if told else np.zeros(0)
+        n, most = len(sizes), sizes.max(initial=0.0)
+        near = int((sizes > most / WILD).sum())
+        if most and n >= LEAST_COMMANDS and near <= max(1, n // 100):
+            recording, at_ns, size = max(told, key=lambda one: one[2][:, i].max())
+            what = f"{name} of {most:g}, but within {most / WILD:g} in {n - near} of {n} commands: it sets the limits"
+            yield Finding(recording.path, _since(recording, at_ns[size[:, i].argmax()]), label.topic, what)
 
 
 def _row(name: str, found: Sequence[tuple[Recording, Topic]]) -> Row:

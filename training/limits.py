@@ -47,10 +47,11 @@ def _link_ms(spec: StreamSpec, topics: Sequence[Topic]) -> tuple[float, float]:
     found = []
     for topic in topics:
         late_ms = 1e3 * topic.latency_s
-        if len(late_ms) < RECENT or np.abs(late_ms).max() < NO_LINK_MS:
+        chunk_ms = 1e3 / topic.rate_hz if spec.kind == "audio" and topic.rate_hz else 0.0
+        logged_at_once = any(np.abs(late_ms - ms).max(initial=0.0) < NO_LINK_MS for ms in (0.0, chunk_ms))
+        if len(late_ms) < RECENT or logged_at_once:
             continue
-        if spec.kind == "audio" and topic.rate_hz:  # a chunk is as old as its last sample
-            late_ms = late_ms - 1e3 / topic.rate_hz
+        late_ms = late_ms - chunk_ms  # sound is as old as its last sample
         runs = np.lib.stride_tricks.sliding_window_view(late_ms, RECENT)
         runs = runs[np.ptp(runs, axis=1) < CLOCK_JUMP_MS]
         if len(runs):
@@ -92,10 +93,11 @@ def _stood_s(recording: Recording, at_ns: np.ndarray) -> float:
 def _told_to_stand(topic: Topic, at_ns: np.ndarray) -> np.ndarray:
     """bool (n,): whether it has been for HALT_S, without a pause after which nobody knows."""
     told_ns, values = topic.arrival_ns, topic.values
-    if not len(told_ns):
-        return np.zeros(len(at_ns), bool)
     finite = np.isfinite(values).all(1)
-    still = finite & (np.abs(values) <= STILL * np.abs(values[finite]).max(0, initial=0.0)).all(1)
+    if not finite.any():
+        return np.zeros(len(at_ns), bool)
+    usual = np.percentile(np.abs(values[finite]), 99, axis=0, method="lower")  # beside a slip all else would be still
+    still = finite & (np.abs(values) <= STILL * usual).all(1)
     near = np.diff(told_ns) <= UNLABELLED_S * NS
     since_ns = told_ns[_begins(np.concatenate([[False], still[1:] & still[:-1] & near]))]
     last = np.searchsorted(told_ns, at_ns, side="right") - 1

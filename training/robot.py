@@ -11,6 +11,7 @@ when a sensor is frozen, skewed or jittering (training/limits.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +36,18 @@ from training.check import check
 from training.limits import watched
 from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe
-from training.recordings import Label, Recording, find, label_of, streams_of, survey, tables_of, tick_of, words_of
+from training.recordings import (
+    Label,
+    Recording,
+    commands_of,
+    find,
+    label_of,
+    streams_of,
+    survey,
+    tables_of,
+    tick_of,
+    words_of,
+)
 from training.supervised import build, modalities, rate_loss
 from training.tables import Tables
 from training.windows import inputs_at, r2
@@ -70,7 +82,7 @@ def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[st
             "action": plain,
             "data": {
                 **raw["data"], "folder": str(folder), "label": topic, "words": words_of(usable),
-                "recordings": {str(r.path): [r.start_ns, r.end_ns] for r in usable},
+                "recordings": {str(r.path): identity(r, label) for r in usable},
             },
         }
     )  # fmt: skip
@@ -111,12 +123,19 @@ def validation(recipe: Recipe) -> list[Batch]:
     ]
 
 
-def spans(recipe: Recipe) -> dict[str, list[list[int]]]:
-    """By what recordings were for: when each began and ended, by which it is known whatever its name."""
+def identities(recipe: Recipe) -> dict[str, list[str]]:
+    """Of the recordings, by what they were for. Raises ValueError for a recipe of before there were any."""
     known = recipe.data["recordings"]
+    if not isinstance(known, dict):
+        raise ValueError("data.recordings: an earlier version trained this, and kept no identities: train again")
     return {
         part: [known[str(path)] for path in paths] for part, paths in zip(("learned", "validation"), _split(recipe))
     }
+
+
+def identity(recording: Recording, label: Label) -> str:
+    """By which a recording is known whatever its name: what was commanded, and when."""
+    return hashlib.sha256(b"".join(array.tobytes() for array in commands_of(recording, label))).hexdigest()[:16]
 
 
 def _split(recipe: Recipe) -> tuple[list[Path], list[Path]]:
@@ -171,7 +190,9 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     Raises RecordingError if no recording can be scored."""
     action, data = bundle.outputs.action, bundle.training["data"]
     if not isinstance(data["recordings"], dict):
-        raise ValueError(f"{bundle.path}: an earlier version made it, which did not keep when recordings were made")
+        raise ValueError(
+            f"{bundle.path}: an earlier version made it, and kept no identities of recordings: train again"
+        )
     assert action is not None, "a robot's bundle has an action"
     label = Label(data["label"], *(getattr(action, key) for key in ("names", "units", "min", "max", "max_rate")))
     recordings = {name_in(folder, recording.path): recording for recording in find(folder)}
@@ -194,8 +215,8 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
         stands = _stands(bundle, recordings[name], log)
         known = (log.labels["weight"][1:] * log.labels["weight"][:-1] > 0) & ~stands[1:]
         true, before, said = log.labels["action"][1:][known], log.labels["action"][:-1][known], said[1:][known]
-        span = [recordings[name].start_ns, recordings[name].end_ns]
-        part = next((part for part, known in data["recordings"].items() if span in known), NEVER_SEEN)
+        me = identity(recordings[name], label)
+        part = next((part for part, others in data["recordings"].items() if me in others), NEVER_SEEN)
         unseen += [(said, true, before)] if part == NEVER_SEEN else []
         missing = [spec.name for spec, steps in zip(bundle.streams, log.steps.values()) if not len(steps.x)]
         about = {"part": part, "missing": missing, "stands": round(float(stands.mean()), 3)}

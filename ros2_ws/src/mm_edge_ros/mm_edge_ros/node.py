@@ -30,7 +30,8 @@ LATCHED_QOS = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL
 
 
 def run(make_node: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecutor], None] | None = None) -> None:
-    """A node's main: until SIGINT or SIGTERM. An EdgeError ends it with status 1 and its message.
+    """A node's main: until SIGINT or SIGTERM. An EdgeError ends it with status 1 and its message; SIGALRM does, if the
+    middleware takes more than LEAVE_S for its way out.
 
     Signals are ours, since rclpy's handlers shut its context down at once, and then `destroy_node` could not publish a
     last word any more. Python sees a signal only between waits, which is why these are short.
