@@ -122,10 +122,8 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
         raw["streams"] = chosen
         if raw["tick"]["anchor"] not in [s["name"] for s in chosen]:
             raw["tick"] = asdict(tick_of([make(StreamSpec, s, f"{path}: streams") for s in chosen]))
-    if len(raw.get("streams", ())) == 1 and "modality_dropout" in raw.get(
-        "train", {}
-    ):  # there is no other to do without it
-        raw["train"]["modality_dropout"] = 0.0
+    if len(raw.get("streams", ())) == 1 and raw.get("train"):  # there is no other, to do without it
+        raw["train"].pop("modality_dropout", None)
     for key, value in flags.items():
         if value is not None:
             set_value(raw, key, value)
