@@ -45,15 +45,18 @@ def encoder() -> SpikeEncoder:
     return SpikeEncoder(64, 16, steps=8, compiled=False)
 
 
-def test_rates_are_those_of_the_loop_to_the_bit_and_gradients_to_rounding(encoder, monkeypatch):
+# What is kept for the gradient of floats is in half precision.
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.double, 1e-14), (torch.float, 3e-4)])
+def test_rates_are_those_of_the_loop_to_the_bit_and_gradients_to_rounding(encoder, monkeypatch, dtype, rounding):
     monkeypatch.setitem(spikes.CHUNK, "cpu", 7)  # with a last chunk that is shorter
-    x = (2 * torch.randn(40, 64)).requires_grad_()
+    encoder.to(dtype)
+    x = (2 * torch.randn(40, 64, dtype=dtype)).requires_grad_()
     rate, want = encoder(x), step_by_step(encoder, x)
     assert torch.equal(rate, want) and 0.01 < rate.mean() < 0.5
     weight, inputs = torch.randn_like(rate), [x, *encoder.parameters()]
     grads = torch.autograd.grad((rate * weight).sum(), inputs)
     for grad, wanted in zip(grads, torch.autograd.grad((want * weight).sum(), inputs), strict=True):
-        assert (grad - wanted).norm() < 1e-5 * wanted.norm()
+        assert (grad - wanted).norm() < rounding * wanted.norm()
 
 
 def test_compiled_scans_differ_in_at_most_one_rate_of_ten_thousand(encoder):
@@ -101,7 +104,7 @@ def test_rates_and_gradients_are_those_of_snntorch(encoder):
     assert torch.equal(rate, want)
     wanted = torch.autograd.grad(want.square().sum(), inputs)
     for grad, want in zip(torch.autograd.grad(rate.square().sum(), inputs), wanted, strict=True):
-        assert (grad - want).norm() < 1e-5 * want.norm()
+        assert (grad - want).norm() < 3e-4 * want.norm()
 
 
 def test_a_current_below_the_threshold_never_fires_and_one_far_above_fires_at_each_step(encoder):

@@ -8,8 +8,9 @@ detached, surrogate gradient 1 / (slope |v - threshold| + 1)^2), but
 - the first current is constant, so its product is made once and not `steps` times;
 - all steps of the second layer's currents are one product;
 - a layer's steps are one scan, which torch.compile makes one loop on a CPU and one kernel on a GPU;
-- for the gradient both layers' currents are kept, no product is made twice; spikes and membranes are computed anew,
-  chunk by chunk, so that what is at work fits the cache. The reset being detached, the gradient is a linear scan
+- for the gradient the first current is kept and, in half precision, the second layer's surrogate gradients, which moves
+  a gradient by some 1e-4 of its norm; no product is made twice. The first layer's spikes and membranes are computed
+  anew, chunk by chunk, so that what is at work fits the cache. The reset being detached, the gradient is a linear scan
   backwards.
 """
 
@@ -65,23 +66,24 @@ class _SpikeRate(torch.autograd.Function):
         ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, lif: Any, slope: float, compiled: bool
     ):
         current = F.linear(x, w1, b1)
-        rate, seconds = x.new_empty(len(x), len(w2)), []
+        rate, slopes = x.new_empty(len(x), len(w2)), []
         for part in _chunks(x):
-            spikes = _fused(held_spikes, compiled)(current[part], *lif)
-            second = F.linear(spikes, w2, b2)
-            rate[part] = _fused(mean_spikes, compiled)(second, *lif)
+            second = F.linear(_fused(held_spikes, compiled)(current[part], *lif), w2, b2)
             if any(ctx.needs_input_grad):
-                seconds.append(second)
-        ctx.save_for_backward(x, w1, w2, current, *seconds)
+                rate[part], kept = _fused(mean_spikes_and_slopes, compiled)(second, *lif, slope)
+                slopes.append(kept)
+            else:
+                rate[part] = _fused(mean_spikes, compiled)(second, *lif)
+        ctx.save_for_backward(x, w1, w2, current, *slopes)
         ctx.lif, ctx.slope, ctx.compiled = lif, slope, compiled
         return rate
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        x, w1, w2, current, *seconds = ctx.saved_tensors
+        x, w1, w2, current, *slopes = ctx.saved_tensors
         d_w2, d_b2, d_current = torch.zeros_like(w2), w2.new_zeros(len(w2)), torch.empty_like(current)
-        for part, second in zip(_chunks(x), seconds, strict=True):
-            d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), second, *ctx.lif, ctx.slope)
+        for part, kept in zip(_chunks(x), slopes, strict=True):
+            d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), kept, *ctx.lif)
             flat, spikes = d_second.flatten(0, 1), _fused(held_spikes, ctx.compiled)(current[part], *ctx.lif)
             d_w2.addmm_(flat.T, spikes.flatten(0, 1))
             d_b2 += flat.sum(0)
@@ -113,6 +115,21 @@ def mean_spikes(currents: Tensor, beta: float, threshold: float, steps: int) -> 
     return total / steps
 
 
+def mean_spikes_and_slopes(
+    currents: Tensor, beta: float, threshold: float, steps: int, slope: float
+) -> tuple[Tensor, Tensor]:
+    """The same, and the surrogate gradient of each spike (steps, N, units), of floats in half precision."""
+    v = spikes = total = torch.zeros_like(currents[0])
+    slopes = []
+    for k in range(steps):
+        v = beta * v + currents[k] - spikes * threshold
+        spikes = (v > threshold).to(currents.dtype)
+        total = total + spikes
+        slopes.append(1.0 / (slope * (v - threshold).abs() + 1.0) ** 2)
+    kept = torch.stack(slopes)
+    return total / steps, kept.half() if kept.dtype == torch.float32 else kept
+
+
 def held_spikes_grad(grad: Tensor, current: Tensor, beta: float, threshold: float, steps: int, slope: float) -> Tensor:
     """Gradient by each spike (steps, N, units) -> by the held current (N, units)."""
     v = spikes = torch.zeros_like(current)
@@ -128,35 +145,30 @@ def held_spikes_grad(grad: Tensor, current: Tensor, beta: float, threshold: floa
     return total
 
 
-def mean_spikes_grad(grad: Tensor, currents: Tensor, beta: float, threshold: float, steps: int, slope: float) -> Tensor:
+def mean_spikes_grad(grad: Tensor, slopes: Tensor, beta: float, threshold: float, steps: int) -> Tensor:
     """Gradient by the mean (N, units) -> by each current (steps, N, units)."""
-    v = spikes = torch.zeros_like(currents[0])
-    membranes = []
-    for k in range(steps):
-        v = beta * v + currents[k] - spikes * threshold
-        spikes = (v > threshold).to(currents.dtype)
-        membranes.append(v)
-    each, d_v, out = grad / steps, torch.zeros_like(v), []
+    each, d_v, out = grad / steps, torch.zeros_like(grad), []
     for k in range(steps - 1, -1, -1):
-        d_v = d_v * beta + each / (slope * (membranes[k] - threshold).abs() + 1.0) ** 2
+        d_v = d_v * beta + each * slopes[k].to(grad.dtype)
         out.append(d_v)
     return torch.stack(out[::-1])
 
 
 @cache
-def _fused(scan: Callable[..., Tensor], compiled: bool) -> Callable[..., Tensor]:
+def _fused(scan: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
     if not (compiled and _can_compile()):
         return scan
     whole = torch.compile(scan, dynamic=False)
 
-    def padded(*args: Any) -> Tensor:
+    def padded(*args: Any) -> Any:
         """To a power of two, at least 32: each size is compiled anew, and torch gives up at the ninth."""
         n = args[0].shape[-2]
         missing = (1 << max(5, (n - 1).bit_length())) - n
         if missing == 0 or torch.compiler.is_compiling():
             return whole(*args)
-        args = tuple(F.pad(arg, (0, 0, 0, missing)) if isinstance(arg, Tensor) else arg for arg in args)
-        return whole(*args)[..., :n, :].contiguous()
+        out = whole(*(F.pad(arg, (0, 0, 0, missing)) if isinstance(arg, Tensor) else arg for arg in args))
+        cut = [each[..., :n, :].contiguous() for each in (out if isinstance(out, tuple) else (out,))]
+        return tuple(cut) if isinstance(out, tuple) else cut[0]
 
     return padded
 

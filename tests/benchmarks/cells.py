@@ -9,7 +9,8 @@ ratios are medians over the rounds (and their quartiles), of CPU time on one thr
 are the same model is checked first: at most 1e-4 of the rates may differ (by one spike, where the order of a sum
 decides). Compiling is not in the ratios: `compile_s` is what the first step takes, with nothing cached on disk (batch
 64 finds what batch 16 compiled). `memory_vs_batched`: what PyTorch's allocator holds at most during a step beyond what
-it held before, ours over the batched peer's.
+it held before, ours over the batched peer's; `encoder_memory_vs_batched` of the spike encoder alone, without the cell
+and the layer behind it, which hold much the same in both.
 
 `as_shipped` is not the same maths: one LIF step a sample and a CfC without backbone, in real time, as the drive model
 has them, beside snntorch and ncps stepped over time in the same sizes.
@@ -212,12 +213,17 @@ def measure(batch: int, rounds: int, device: str) -> dict[str, Any]:
     times = interleaved_ms(forms, rounds, device)
     best = "graph" if "graph" in times else "ours"
     vs_loop, vs_batched = ratios(times, "loop", best), ratios(times, "batched", best)
-    memory_mib = {name: round(peak_mib(forms[name], device), 1) for name in ("batched", "ours")}
+    encoders = {"encoder_batched": (batched.rate, batched.fc1, batched.fc2), "encoder": (ours.spikes, ours.spikes)}
+    for name, (rate, *layers) in encoders.items():
+        forms[name] = step(rate, [p for layer in layers for p in layer.parameters()], flat)
+        forms[name]()
+    memory_mib = {name: round(peak_mib(forms[name], device), 1) for name in ("batched", "ours", *encoders)}
     return {
         "vs_loop": vs_loop[1],
         "vs_batched": vs_batched[1],
         "quartiles": {"vs_loop": vs_loop[::2], "vs_batched": vs_batched[::2]},
         "memory_vs_batched": round(memory_mib["ours"] / memory_mib["batched"], 3),
+        "encoder_memory_vs_batched": round(memory_mib["encoder"] / memory_mib["encoder_batched"], 3),
         "memory_mib": memory_mib,
         "compile_s": round(compile_s, 1),
         "ms": {name: round(statistics.median(values), 3) for name, values in times.items()},
