@@ -17,6 +17,7 @@ from training.fusion import FusionStrategy
 from training.recipe import make_recipe, read_recipe, read_yaml
 from training.tables import save_tables
 from training.train import RECIPES
+from training.windows import r2
 
 LOG = [e for i in range(300) for e in (Sample("scan", i * NS, i * NS, i), Tick(i * NS, {}))]
 
@@ -81,6 +82,19 @@ def test_a_gru_that_wins_is_said_to():
     linear, angular, chance = compare.verdicts(recipe, results)
     assert "better: GRU (+0.100 +- 0.025)" in linear and "worse: none" in linear
     assert "better: none; worse: none" in angular and chance.startswith("4 comparisons")
+
+
+def test_a_label_that_never_varies_has_no_r2_and_shows_no_difference():
+    true = np.array([[1.0, 0.3], [3.0, 0.3]], np.float32)
+    assert r2(true + np.float32(1), true) == [0.0, None]
+    assert r2(true[:0], true[:0]) is None
+    recipe = read_recipe(RECIPES / "lidar_velocity.yaml")
+    results = {
+        name: [{"scores": {"as recorded": {"scan": {"linear": v, "angular": None}}}} for v in (low, low + 0.01)]
+        for name, low in (("liquid-spike", 0.5), ("GRU", 0.2))
+    }
+    linear, angular, _ = compare.verdicts(recipe, results)
+    assert "worse: GRU" in linear and "liquid-spike nan" in angular and "worse: none" in angular
 
 
 def test_the_report_of_a_folder(tmp_path, capsys):

@@ -378,7 +378,8 @@ def verdicts(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> list[s
 
 
 def _all_present(trial: dict[str, Any], condition: str) -> dict[str, float]:
-    return next(iter(trial["scores"][condition].values()))
+    scores = next(iter(trial["scores"][condition].values()))
+    return {measure: math.nan if value is None else value for measure, value in scores.items()}
 
 
 def report(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> str:
@@ -480,7 +481,7 @@ def _plot(rows: dict[str, list[tuple[float, float]]], conditions: list[str], ref
     if reference is not None:
         axes.axhline(reference, color="k", ls=":", lw=1, label="what was known last")
     axes.set_xticks(range(len(conditions)), conditions)
-    low = min(mean - half for values in rows.values() for mean, half in values)
+    low = min((mean - half for values in rows.values() for mean, half in values if not math.isnan(mean)), default=0.0)
     axes.set_ylim(max(-1.0, min(0.0, 1.1 * low)), 1.0)  # what is far below nothing is far below nothing
     axes.axhline(0, color="k", lw=0.8)
     axes.grid(axis="y", lw=0.3)

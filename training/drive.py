@@ -328,7 +328,7 @@ def _drive(seed: int) -> list[Event]:
     return lesson.events
 
 
-def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
+def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float | None]:
     """said (n, 2) -> each of MEASURES."""
     return dict(zip(MEASURES, r2(said, labels["action"]) or ()))
 

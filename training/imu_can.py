@@ -116,7 +116,7 @@ def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
     return windows_of(logs, recipe.train.ticks, every=max(1, round(EVERY_S / period_s)))
 
 
-def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
+def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float | None]:
     """said (n, 2), the changes; labels (n, ...) -> each of MEASURES."""
     present = labels["present"]
     return dict(zip(MEASURES, r2(present + said, present + labels["target"]) or ()))

@@ -87,6 +87,6 @@ def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
     return windows_of(tables, recipe.train.ticks, every=2)
 
 
-def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
+def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float | None]:
     """said (n, 2), labels (n, ...) -> each of MEASURES."""
     return dict(zip(MEASURES, r2(said, labels["target"]) or ()))

@@ -73,6 +73,6 @@ def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
     return windows_of([log], recipe.train.ticks)
 
 
-def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
+def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float | None]:
     """said (n, 1), labels (n, ...) -> each of MEASURES."""
     return dict(zip(MEASURES, r2(said, labels["target"]) or ()))

@@ -119,11 +119,12 @@ def inputs_at(log: Tables, tick: int, begin: int = 0) -> ModelInputs:
     return ModelInputs(fresh, log.mask[tick], log.age[tick], float(log.dt[tick]), anew)
 
 
-def r2(said: np.ndarray, true: np.ndarray, instead: np.ndarray | None = None) -> list[float] | None:
-    """Of each column: 1 is perfect, 0 as good as the mean of what is true, or as what is said `instead`; None of no
-    rows."""
+def r2(said: np.ndarray, true: np.ndarray, instead: np.ndarray | None = None) -> list[float | None] | None:
+    """Of each column: 1 is perfect, 0 as good as the mean of what is true, or as what is said `instead`; None where
+    these leave nothing to be explained, and of no rows."""
     if not len(true):
         return None
     against = true.mean(0) if instead is None else instead
     wrong, spread = ((said - true) ** 2).sum(0), ((true - against) ** 2).sum(0)
-    return [round(float(value), 4) for value in 1 - wrong / np.maximum(spread, 1e-12)]
+    nothing = spread <= 1e-12 * np.maximum(1e-6, (true**2).sum(0))  # of a constant, rounding leaves a little
+    return [None if none else round(1 - float(w / s), 4) for w, s, none in zip(wrong, spread, nothing)]
