@@ -101,8 +101,8 @@ def test_the_parameter_file_reaches_the_nodes_and_names_only_what_they_know(tmp_
 
 
 @contextlib.contextmanager
-def launched(prefix, tmp_path, *arguments, name="drive"):
-    """A launch file with the bundle "toy" in a ROS graph of its own. Yields the graph."""
+def launched(prefix, tmp_path, *arguments, name="drive", file=None):
+    """A launch file of ours, or of the user's, with the bundle "toy" in a ROS graph of its own. Yields the graph."""
     import ros
 
     code = """if True:
@@ -119,7 +119,7 @@ def launched(prefix, tmp_path, *arguments, name="drive"):
         sys.exit(service.run())"""
     with ros.ros_graph(tmp_path / "logs") as graph:
         path = os.pathsep.join([str(prefix), graph.nodes.env["AMENT_PREFIX_PATH"]])
-        launch_file = prefix / f"share/mm_edge_ros/launch/{name}.launch.py"
+        launch_file = file or prefix / f"share/mm_edge_ros/launch/{name}.launch.py"
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(launch_file), f"bundle:={tmp_path}/toy", *arguments],
             env={**graph.nodes.env, "AMENT_PREFIX_PATH": path},
@@ -148,6 +148,30 @@ def test_drive_launch_drives_the_robot_it_is_told_about(prefix, tmp_path):
         graph.wait(lambda: robot.acts(about=1.4), "action")
         graph.wait(lambda: any(msg.twist.linear.x > 0 for msg in wheels), "cmd_vel")
         assert graph.wait(robot.output, "output").mask == {"camera": True, "imu": True, "text": True}
+
+
+@needs_launch
+def test_a_topic_without_an_argument_is_remapped_by_a_launch_file_around_ours(prefix, tmp_path):
+    from std_msgs.msg import String
+    from test_ros import Robot
+    from toy_bundle import write_toy_bundle
+
+    write_toy_bundle(tmp_path / "toy")
+    around = tmp_path / "my_robot.launch.xml"
+    around.write_text(
+        """<launch>
+          <arg name="bundle"/>
+          <set_remap from="image" to="/front/image_raw"/>
+          <set_remap from="edge/output" to="/said"/>
+          <include file="$(find-pkg-share mm_edge_ros)/launch/drive.launch.py">
+            <arg name="bundle" value="$(var bundle)"/>
+          </include>
+        </launch>"""
+    )
+    with launched(prefix, tmp_path, file=around) as graph:
+        robot, said = Robot(graph, image="/front/image_raw"), graph.subscribe(String, "/said")
+        graph.wait(lambda: any('"camera": true' in msg.data for msg in said), "output that saw the camera")
+        assert not robot.outputs
 
 
 @needs_launch

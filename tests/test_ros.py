@@ -55,12 +55,14 @@ def toy(tmp_path):
 class Robot:
     """The toy bundle's senses, published at 20 Hz while this process waits, and what comes of them."""
 
-    def __init__(self, graph, namespace="", grey=GREY, compressed=False, text_qos=LATCHED, imu="", clock=time.time_ns):
+    def __init__(
+        self, graph, namespace="", grey=GREY, compressed=False, text_qos=LATCHED, imu="", image="", clock=time.time_ns
+    ):
         self.clock, self.compressed = clock, compressed
         self.image = Image()
         to_ros("image", self.image, 0, np.full((48, 64, 3), grey, np.uint8))
         kind, topic = (CompressedImage, "image/compressed") if compressed else (Image, "image")
-        self.camera = graph.node.create_publisher(kind, f"{namespace}/{topic}", BEST_EFFORT)
+        self.camera = graph.node.create_publisher(kind, image or f"{namespace}/{topic}", BEST_EFFORT)
         self.imu = graph.node.create_publisher(Imu, imu or f"{namespace}/imu", BEST_EFFORT)
         self.text = graph.node.create_publisher(String, f"{namespace}/command_text", text_qos)
         self.text.publish(String(data="go"))
