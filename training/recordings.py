@@ -13,6 +13,7 @@ command at or after it, never the one before: a model that sees what the robot d
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -132,11 +133,23 @@ def find(folder: str | Path) -> list[Recording]:
     Raises RecordingError if there are none, MissingDependency without rosbags.
     """
     folder = Path(folder)
-    bags = {path.parent for path in folder.rglob("metadata.yaml")}
-    files = {p for p in folder.rglob("*") if p.suffix in (".mcap", ".db3", ".bag") and p.parent not in bags}
+    there = list(_files(folder))
+    bags = {path.parent for path in there if path.name == "metadata.yaml"}
+    files = {p for p in there if p.suffix in (".mcap", ".db3", ".bag") and p.parent not in bags}
     if not (paths := [folder] if folder.is_file() else sorted(bags | files)):
         raise RecordingError(f"{folder}: expected recordings (folders with a metadata.yaml, .mcap, .bag), got none")
     return [survey(path) for path in tqdm(paths, "read", disable=not sys.stderr.isatty())]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All in it, links followed, each folder once."""
+    seen = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(here, name) for name in names)
 
 
 def survey(path: Path) -> Recording:

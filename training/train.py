@@ -2,14 +2,16 @@
 
     python -m training.train drive [--out runs/drive] [--workers 2] [key=value ...]
     python -m training.train drive --data FOLDER_OF_RECORDINGS          # a robot of your own
+    python -m training.train drive --data FOLDER_OF_RECORDINGS 'data.validation=["monday"]' train.patience=3
     python -m training.train vlm --data FOLDER_OF_PICTURES              # with captions, in the layout of COCO
     python -m training.train clips --data FOLDER_OF_VIDEOS              # with sound, in the layout of Kinetics or AVE
     python -m training.train digits --data FOLDER --fusion-strategy late --epochs 5
     torchrun --nproc-per-node 2 -m training.train lidar_velocity --data FOLDER
 
 A recipe's rounds each make (or read) their episodes and train on all so far. State is saved as it goes; the same
-command goes on where it was stopped. Where a task has data to validate by, they are looked at with every save and at
-the end, and the weights that do best on them (`bestN.safetensors` of round N) are the round's.
+command goes on where it was stopped. Where a task has data to validate by (as recordings that are held out), they are
+looked at with every save and at the end, and the weights that do best on them (`bestN.safetensors` of round N) are the
+round's; `train.patience` ends a round after so many looks that found nothing better.
 
 Several processes share the lanes of each batch, and their gradients' mean is what one step takes. That equals what one
 process learns if the loss is a mean over lanes, each of the same weight, and nothing sees or draws for several lanes at
