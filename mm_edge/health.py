@@ -115,7 +115,7 @@ class StreamMonitor:
         self._last_refusal = ""
         self._timing: tuple[str, ...] = ()  # what is wrong with its time
         self._clipped: tuple[str, ...] = ()  # or with its sound
-        self._judge_at = 0  # samples admitted
+        self._judge_at = self._listened = 0  # samples admitted, and of sound heard
         self._counted: tuple[int, int] | None = None  # samples admitted and their newest stamp, when last judged
         self._slow = self._fast = NO_SHORTFALL
         self._since: tuple[int, int] | None = None  # time and samples admitted when the rate was last reported
@@ -132,7 +132,8 @@ class StreamMonitor:
         if view.fresh:
             if self._stream.admitted >= self._judge_at and not self.spec.latched:
                 self._timing = self._judge(view)
-                self._clipped = _clipping(self.spec, view) if self.spec.kind == "audio" else ()
+            if self.spec.kind == "audio" and view.heard - self._listened >= len(view.data) // 2:  # all is seen so, too
+                self._listened, self._clipped = view.heard, _clipping(self.spec, view)
         elif not view.present:
             self._timing, self._clipped, self._counted = (), (), None  # silence is told by its own name
         if self._refused == self._refused_told and self._stream.misplaced == self._misplaced_told:
