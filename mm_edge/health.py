@@ -128,11 +128,12 @@ class StreamMonitor:
     def look(self, view: View) -> tuple[str, ...]:
         """What is wrong with the stream besides its absence, at this tick; refusals since the last."""
         if view.reset:
-            self._counted = None
+            self._counted, self._clipped, self._listened = None, (), 0
         if view.fresh:
             if self._stream.admitted >= self._judge_at and not self.spec.latched:
                 self._timing = self._judge(view)
-            if self.spec.kind == "audio" and view.heard - self._listened >= len(view.data) // 2:  # all is seen so, too
+            # Half a window late at most, and none of it goes by unheard.
+            if self.spec.kind == "audio" and view.heard - self._listened >= len(view.data) // 2:
                 self._listened, self._clipped = view.heard, _clipping(self.spec, view)
         elif not view.present:
             self._timing, self._clipped, self._counted = (), (), None  # silence is told by its own name

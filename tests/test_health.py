@@ -238,16 +238,17 @@ AUDIO = StreamSpec(
 )
 
 
-def heard(samples: np.ndarray, chunk_ms: int = 20) -> list[str]:
+def heard(samples: np.ndarray, chunk_ms: int = 20, window_ms: int = 100) -> list[str]:
     """What is said of a microphone's int16 `samples`, at ten ticks a second or as its chunks come."""
-    aligner, told, n = Aligner([AUDIO], 0.1), list[str](), 16 * chunk_ms
-    monitor = StreamMonitor(AUDIO, aligner.streams["audio"])
+    spec = dataclasses.replace(AUDIO, window_ms=window_ms)
+    aligner, told, n = Aligner([spec], 0.1), list[str](), 16 * chunk_ms
+    monitor = StreamMonitor(spec, aligner.streams["audio"])
     for i, chunk in enumerate(samples.reshape(-1, n, 1)):
         end_ns = 10**15 + (i + 1) * chunk_ms * MS
         aligner.push(Sample("audio", end_ns - chunk_ms * MS, end_ns, Audio(chunk, i * n, 16_000)))
         if (i + 1) * chunk_ms % 100 == 0:
             view = aligner.window(end_ns).views["audio"]
-            now = [*filter(None, [absence(AUDIO, view)]), *monitor.look(view)]
+            now = [*filter(None, [absence(spec, view)]), *monitor.look(view)]
             assert monitor.report(view.stamp_ns, view).reasons == tuple(now)
             told += now
     return told
@@ -256,6 +257,16 @@ def heard(samples: np.ndarray, chunk_ms: int = 20) -> list[str]:
 def tone(height: float) -> np.ndarray:
     """Half a second, whose chunks all differ."""
     return np.clip(height * np.sin(0.1 * np.arange(8000)), -32768, 32767).astype(np.int16)
+
+
+def test_an_imu_is_frozen_if_all_its_readings_are_the_same_and_not_if_the_first_and_last_are():
+    spec = StreamSpec("imu", "imu", (5, 7), 100, 200, window_ms=50, frozen_ms=30)
+    for middle, frozen in ((0.5, False), (0.0, True)):
+        aligner = Aligner([spec], 0.05)
+        for i in range(5):
+            at_ns = 10**15 + i * 10 * MS
+            aligner.push(Sample("imu", at_ns, at_ns, np.full(6, middle if i == 2 else 0.0, np.float32)))
+        assert (aligner.window(at_ns).views["imu"].frozen_s > 0) == frozen
 
 
 def test_a_microphone_that_is_muted_is_told_from_one_that_is_stuck():
@@ -270,8 +281,10 @@ def test_sound_that_is_clipped_is_told_and_sound_that_just_fits_is_not():
 
 
 @pytest.mark.parametrize("chunk_ms", [10, 20, 100])
-def test_a_short_sound_that_is_clipped_is_told_whenever_it_comes(chunk_ms):
-    for begin in range(0, 8000, 400):
+@pytest.mark.parametrize("window_ms", [100, 300])  # of which each, or each second tick is looked at
+def test_a_short_sound_that_is_clipped_is_told_whenever_it_comes(chunk_ms, window_ms):
+    for begin in range(0, 6400, 400):
         samples = tone(300)
-        samples[begin : begin + 80] = 32767
-        assert any("clipped" in said for said in heard(samples, chunk_ms)), begin
+        samples[begin : begin + 160] = 32767
+        ticks = sum("clipped" in said for said in heard(samples, chunk_ms, window_ms))
+        assert 1 <= ticks <= window_ms // 100 + 2, begin

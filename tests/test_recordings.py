@@ -143,13 +143,14 @@ def test_imu_scan_sound_and_text_of_our_own_recordings_keep_their_names(tmp_path
     assert tables.labels["action"][:, 0].tolist() == [0.5] * len(tables)
 
 
-def test_links_are_followed_and_no_recording_is_found_twice(tmp_path):
+def test_links_are_followed_and_no_folder_is_found_twice(tmp_path):
     record(tmp_path / "disk" / "monday")
     data = tmp_path / "data"
     data.mkdir()
     (data / "linked").symlink_to(tmp_path / "disk" / "monday")
+    (data / "a_link").symlink_to(record(data / "tuesday"))
     (data / "again").symlink_to(data)  # a circle
-    assert [found.path for found in find(data)] == [data / "linked"]
+    assert [found.path for found in find(data)] == [data / "linked", data / "tuesday"]
 
 
 def test_labels_are_measured(tmp_path):

@@ -46,7 +46,7 @@ def encoder() -> SpikeEncoder:
 
 
 # What is kept for the gradient of floats is in half precision.
-@pytest.mark.parametrize(("dtype", "rounding"), [(torch.double, 1e-14), (torch.float, 3e-4)])
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.double, 1e-14), (torch.float, 1e-3)])
 def test_rates_are_those_of_the_loop_to_the_bit_and_gradients_to_rounding(encoder, monkeypatch, dtype, rounding):
     monkeypatch.setitem(spikes.CHUNK, "cpu", 7)  # with a last chunk that is shorter
     encoder.to(dtype)
@@ -57,6 +57,25 @@ def test_rates_are_those_of_the_loop_to_the_bit_and_gradients_to_rounding(encode
     grads = torch.autograd.grad((rate * weight).sum(), inputs)
     for grad, wanted in zip(grads, torch.autograd.grad((want * weight).sum(), inputs), strict=True):
         assert (grad - wanted).norm() < rounding * wanted.norm()
+
+
+def test_the_gradient_of_neurons_far_below_their_threshold_is_not_lost(encoder):
+    with torch.no_grad():
+        encoder.fc2.bias.fill_(-15.0)  # a surrogate gradient of 1e-6 at the end, less than half precision has
+    x, inputs = 2 * torch.randn(40, 64), list(encoder.parameters())
+    wanted = torch.autograd.grad(step_by_step(encoder, x).sum(), inputs)
+    for grad, want in zip(torch.autograd.grad(encoder(x).sum(), inputs), wanted, strict=True):
+        assert 0 < (grad - want).norm() < 1e-3 * want.norm()
+
+
+def test_nothing_is_kept_for_a_gradient_that_nobody_wants(encoder, monkeypatch):
+    kept, scan = [], spikes.mean_spikes_and_roots
+    monkeypatch.setattr(spikes, "mean_spikes_and_roots", lambda *args: kept.append(scan(*args)) or kept[-1])
+    x = 2 * torch.randn(40, 64)
+    with torch.no_grad():
+        rate = encoder(x)
+    assert not kept and torch.equal(encoder(x), rate)
+    assert [roots.dtype for _, roots in kept] == [torch.half, torch.half]
 
 
 def test_compiled_scans_differ_in_at_most_one_rate_of_ten_thousand(encoder):
@@ -104,7 +123,7 @@ def test_rates_and_gradients_are_those_of_snntorch(encoder):
     assert torch.equal(rate, want)
     wanted = torch.autograd.grad(want.square().sum(), inputs)
     for grad, want in zip(torch.autograd.grad(rate.square().sum(), inputs), wanted, strict=True):
-        assert (grad - want).norm() < 3e-4 * want.norm()
+        assert (grad - want).norm() < 1e-3 * want.norm()
 
 
 def test_a_current_below_the_threshold_never_fires_and_one_far_above_fires_at_each_step(encoder):

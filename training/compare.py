@@ -26,6 +26,7 @@ import math
 import multiprocessing
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--out", type=Path, help="for checkpoints and the report (runs/compare/TASK)")
     parser.add_argument("--seeds", type=at_least(2), default=3, help=f"2 to {len(T_95)} (%(default)s)")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"these alone, beside {SHIPPED} (all)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"these, beside {SHIPPED}, and no others (all)")
     parser.add_argument(
         "--workers", type=at_least(1), default=1, help="trainings at once, in processes of their own (%(default)s)"
     )
@@ -107,15 +108,15 @@ def compare(
     """Of each variant, or of `only` some beside the shipped one, its trial of each seed, see `trial`."""
     if seeds > len(T_95):
         raise ValueError(f"--seeds: expected at most {len(T_95)}, got {seeds}")
+    chosen = variants(recipe)
+    if unknown := set(only or ()) - set(chosen):
+        raise ValueError(f"--variants: expected some of {list(chosen)}, got {sorted(unknown)}")
+    chosen = {name: raw for name, raw in chosen.items() if not only or name in (SHIPPED, *only)}
     if next(iter(TASKS[recipe.task].exam(recipe, list)), None) is None:
         raise ValueError(
             f"expected windows of {recipe.train.ticks} ticks that are not learned, got none: see data and train.ticks "
             "of the recipe"
         )
-    chosen = variants(recipe)
-    if unknown := set(only or ()) - set(chosen):
-        raise ValueError(f"--variants: expected some of {list(chosen)}, got {sorted(unknown)}")
-    chosen = {name: raw for name, raw in chosen.items() if not only or name in (SHIPPED, *only)}
     for raw in chosen.values():
         _model(raw)  # what cannot be made is refused before anything is trained
     folders: dict[str, list[Path]] = {}
@@ -150,16 +151,21 @@ def _try_at_once(missing: list[tuple[Recipe, Path]], workers: int) -> None:
             for done in tqdm(as_completed(trials), "trainings", len(trials)):
                 done.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():  # else each goes on with what is next
+                process.terminate()
             raise
 
 
 def _try_quietly(recipe: Recipe, folder: Path, threads: int) -> None:
-    """With its progress in a file beside its folder."""
+    """With its progress in a file beside its folder. Raises ValueError, which can be sent from process to process."""
     torch.set_num_threads(threads)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("a") as log, redirect_stderr(log):
-        _try(recipe, folder)
+        try:
+            _try(recipe, folder)
+        except (OSError, ValueError, EdgeError) as error:
+            traceback.print_exc()
+            raise ValueError(f"{folder}: {error}") from None
 
 
 def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -285,7 +291,7 @@ def _examine(
 
 
 def _tick_ms(recipe: Recipe, model: MultiModalFusionNetwork) -> float:
-    """Median time of a tick of one robot on which every sense has something new, in torch on one thread."""
+    """Median CPU time of a tick of one robot on which every sense has something new, in torch on one thread."""
     threads, n = torch.get_num_threads(), len(recipe.streams)
     torch.set_num_threads(1)
     period_s = recipe.tick["period_ms"] / 1e3
@@ -293,9 +299,9 @@ def _tick_ms(recipe: Recipe, model: MultiModalFusionNetwork) -> float:
     inputs = ModelInputs(fresh, np.ones(n, np.float32), np.zeros(n, np.float32), period_s, False)
     state, times = model.zero_state(1), []
     for _ in range(100):
-        started = time.perf_counter()
+        started = time.thread_time()
         _, _, state = step(model, inputs, state)
-        times.append(time.perf_counter() - started)
+        times.append(time.thread_time() - started)
     torch.set_num_threads(threads)
     return round(float(np.median(times)) * 1e3, 3)
 
@@ -355,14 +361,18 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 def verdicts(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> list[str]:
     """A sentence for each measure and condition: from which other models the shipped one differs, paired by seed, by
     more than its confidence interval. Of twenty comparisons without any difference, one does, too."""
-    said = []
+    said, compared = [], 0
     for measure, what in TASKS[recipe.task].MEASURES.items():
         for condition in results[SHIPPED][0]["scores"]:
             mine = [_all_present(t, condition)[measure] for t in results[SHIPPED]]
+            if any(map(math.isnan, mine)):
+                said.append(f"{what}, {condition}: none, since it never varies there")
+                continue
             better, worse = [], []
             for name, trials in results.items():
                 if name == SHIPPED or name.endswith(" alone"):
                     continue
+                compared += 1
                 gain, half = interval(_all_present(t, condition)[measure] - m for t, m in zip(trials, mine))
                 if abs(gain) > half:
                     (better if gain > 0 else worse).append(f"{name} ({gain:+.3f} +- {half:.3f})")
@@ -371,8 +381,6 @@ def verdicts(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> list[s
                 f"{what}, {condition}: {SHIPPED} {mean:.3f} +- {half:.3f}; better: {', '.join(better) or 'none'}; "
                 f"worse: {', '.join(worse) or 'none'}; the others: no difference that {len(mine)} seeds can show"
             )
-    others = sum(name != SHIPPED and not name.endswith(" alone") for name in results)
-    compared = others * len(said)
     said.append(f"{compared} comparisons: about {compared / 20:.0f} of them would show a difference by chance")
     return said
 
@@ -454,7 +462,7 @@ def _inside(streams: list[str], results: dict[str, list[dict[str, Any]]]) -> str
 
 
 def _told(value: tuple[float, float]) -> str:
-    return f"{value[0]:.3f} +- {value[1]:.3f}"
+    return "none" if math.isnan(value[0]) else f"{value[0]:.3f} +- {value[1]:.3f}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

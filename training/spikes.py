@@ -8,10 +8,10 @@ detached, surrogate gradient 1 / (slope |v - threshold| + 1)^2), but
 - the first current is constant, so its product is made once and not `steps` times;
 - all steps of the second layer's currents are one product;
 - a layer's steps are one scan, which torch.compile makes one loop on a CPU and one kernel on a GPU;
-- for the gradient the first current is kept and, in half precision, the second layer's surrogate gradients, which moves
-  a gradient by some 1e-4 of its norm; no product is made twice. The first layer's spikes and membranes are computed
-  anew, chunk by chunk, so that what is at work fits the cache. The reset being detached, the gradient is a linear scan
-  backwards.
+- for the gradient the first current is kept and, in half precision, the roots of the second layer's surrogate
+  gradients, which moves a gradient by some 2e-4 of its norm; no product is made twice. The first layer's spikes and
+  membranes are computed anew, chunk by chunk, so that what is at work fits the cache. The reset being detached, the
+  gradient is a linear scan backwards.
 """
 
 from __future__ import annotations
@@ -57,32 +57,34 @@ def spike_rate(
     slope: float = 25.0, compiled: bool = True,
 ) -> Tensor:  # fmt: skip
     """x (N, inputs), w1 (hidden, inputs), w2 (units, hidden) -> (N, units)."""
-    return _SpikeRate.apply(x, w1, b1, w2, b2, (beta, threshold, steps), slope, compiled)
+    learns = torch.is_grad_enabled()  # inside a Function it never is
+    return _SpikeRate.apply(x, w1, b1, w2, b2, (beta, threshold, steps), slope, compiled, learns)
 
 
 class _SpikeRate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, lif: Any, slope: float, compiled: bool
-    ):
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, lif: Any, slope: float, compiled: bool,
+        learns: bool,
+    ):  # fmt: skip
         current = F.linear(x, w1, b1)
-        rate, slopes = x.new_empty(len(x), len(w2)), []
+        rate, roots = x.new_empty(len(x), len(w2)), []
         for part in _chunks(x):
             second = F.linear(_fused(held_spikes, compiled)(current[part], *lif), w2, b2)
-            if any(ctx.needs_input_grad):
-                rate[part], kept = _fused(mean_spikes_and_slopes, compiled)(second, *lif, slope)
-                slopes.append(kept)
+            if learns and any(ctx.needs_input_grad):
+                rate[part], kept = _fused(mean_spikes_and_roots, compiled)(second, *lif, slope)
+                roots.append(kept)
             else:
                 rate[part] = _fused(mean_spikes, compiled)(second, *lif)
-        ctx.save_for_backward(x, w1, w2, current, *slopes)
+        ctx.save_for_backward(x, w1, w2, current, *roots)
         ctx.lif, ctx.slope, ctx.compiled = lif, slope, compiled
         return rate
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        x, w1, w2, current, *slopes = ctx.saved_tensors
+        x, w1, w2, current, *roots = ctx.saved_tensors
         d_w2, d_b2, d_current = torch.zeros_like(w2), w2.new_zeros(len(w2)), torch.empty_like(current)
-        for part, kept in zip(_chunks(x), slopes, strict=True):
+        for part, kept in zip(_chunks(x), roots, strict=True):
             d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), kept, *ctx.lif)
             flat, spikes = d_second.flatten(0, 1), _fused(held_spikes, ctx.compiled)(current[part], *ctx.lif)
             d_w2.addmm_(flat.T, spikes.flatten(0, 1))
@@ -91,7 +93,7 @@ class _SpikeRate(torch.autograd.Function):
             d_spikes = d_second @ w2
             d_current[part] = _fused(held_spikes_grad, ctx.compiled)(d_spikes, current[part], *ctx.lif, ctx.slope)
         d_x = d_current @ w1 if ctx.needs_input_grad[0] else None
-        return d_x, d_current.T @ x, d_current.sum(0), d_w2, d_b2, None, None, None
+        return d_x, d_current.T @ x, d_current.sum(0), d_w2, d_b2, None, None, None, None
 
 
 def held_spikes(current: Tensor, beta: float, threshold: float, steps: int) -> Tensor:
@@ -115,18 +117,19 @@ def mean_spikes(currents: Tensor, beta: float, threshold: float, steps: int) -> 
     return total / steps
 
 
-def mean_spikes_and_slopes(
+def mean_spikes_and_roots(
     currents: Tensor, beta: float, threshold: float, steps: int, slope: float
 ) -> tuple[Tensor, Tensor]:
-    """The same, and the surrogate gradient of each spike (steps, N, units), of floats in half precision."""
+    """The same, and the root of each spike's surrogate gradient (steps, N, units), of floats in half precision, which
+    holds the root to 1e-3 where the gradient itself, far from the threshold, would be lost."""
     v = spikes = total = torch.zeros_like(currents[0])
-    slopes = []
+    roots = []
     for k in range(steps):
         v = beta * v + currents[k] - spikes * threshold
         spikes = (v > threshold).to(currents.dtype)
         total = total + spikes
-        slopes.append(1.0 / (slope * (v - threshold).abs() + 1.0) ** 2)
-    kept = torch.stack(slopes)
+        roots.append(1.0 / (slope * (v - threshold).abs() + 1.0))
+    kept = torch.stack(roots)
     return total / steps, kept.half() if kept.dtype == torch.float32 else kept
 
 
@@ -145,11 +148,11 @@ def held_spikes_grad(grad: Tensor, current: Tensor, beta: float, threshold: floa
     return total
 
 
-def mean_spikes_grad(grad: Tensor, slopes: Tensor, beta: float, threshold: float, steps: int) -> Tensor:
+def mean_spikes_grad(grad: Tensor, roots: Tensor, beta: float, threshold: float, steps: int) -> Tensor:
     """Gradient by the mean (N, units) -> by each current (steps, N, units)."""
     each, d_v, out = grad / steps, torch.zeros_like(grad), []
     for k in range(steps - 1, -1, -1):
-        d_v = d_v * beta + each * slopes[k].to(grad.dtype)
+        d_v = d_v * beta + each * roots[k].to(grad.dtype) ** 2
         out.append(d_v)
     return torch.stack(out[::-1])
 
@@ -163,12 +166,15 @@ def _fused(scan: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
     def padded(*args: Any) -> Any:
         """To a power of two, at least 32: each size is compiled anew, and torch gives up at the ninth."""
         n = args[0].shape[-2]
+
+        def cut(each: Tensor) -> Tensor:
+            return each[..., :n, :].contiguous()
+
         missing = (1 << max(5, (n - 1).bit_length())) - n
         if missing == 0 or torch.compiler.is_compiling():
             return whole(*args)
         out = whole(*(F.pad(arg, (0, 0, 0, missing)) if isinstance(arg, Tensor) else arg for arg in args))
-        cut = [each[..., :n, :].contiguous() for each in (out if isinstance(out, tuple) else (out,))]
-        return tuple(cut) if isinstance(out, tuple) else cut[0]
+        return tuple(map(cut, out)) if isinstance(out, tuple) else cut(out)
 
     return padded
 

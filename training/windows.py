@@ -124,7 +124,8 @@ def r2(said: np.ndarray, true: np.ndarray, instead: np.ndarray | None = None) ->
     these leave nothing to be explained, and of no rows."""
     if not len(true):
         return None
+    said, true = said.astype(float), true.astype(float)  # of many floats a constant's mean is not that constant
     against = true.mean(0) if instead is None else instead
     wrong, spread = ((said - true) ** 2).sum(0), ((true - against) ** 2).sum(0)
-    nothing = spread <= 1e-12 * np.maximum(1e-6, (true**2).sum(0))  # of a constant, rounding leaves a little
+    nothing = spread <= 1e-12 * np.maximum(1e-6, (true**2).sum(0))
     return [None if none else round(1 - float(w / s), 4) for w, s, none in zip(wrong, spread, nothing)]
