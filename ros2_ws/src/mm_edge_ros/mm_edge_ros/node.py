@@ -37,12 +37,11 @@ def run(make_node: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecu
     last word any more. Python sees a signal only between waits, which is why these are short.
     """
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    node, received = None, list[int]()
+    executor, node, received = SingleThreadedExecutor(), None, list[int]()
     try:
         node = make_node()
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, lambda number, _: received.append(number))
-        executor = SingleThreadedExecutor()
         executor.add_node(node)
         while not received:
             if spin:
@@ -57,6 +56,7 @@ def run(make_node: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecu
     finally:
         if node is not None:
             node.destroy_node()
+        executor.shutdown()  # not whenever it is collected, which may be after the context that it needs
         # All is done but the middleware's own way out, on which it has been seen to hang: whoever waits for this
         # process, to respawn it, must not wait for that.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
