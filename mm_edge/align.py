@@ -26,7 +26,8 @@ class View(NamedTuple):
     """One stream at one instant.
 
     `data` is the newest visible sample's, or for windowed kinds the last `window_ms` in a fixed shape, oldest first:
-    audio int16 (n, channels), imu float32 (n, 6), with `valid` bool (n,). None if the stream was never seen.
+    audio int16 (n, channels), imu float32 (n, 6), with `valid` bool (n,); not to be written to. None if the stream was
+    never seen.
     """
 
     data: Any
@@ -375,7 +376,7 @@ class _Rows(Stream):
         self._rows: deque[bytes] = deque(maxlen=n)  # numpy takes three times as long to join them
         self._stamps_ns: deque[int] = deque(maxlen=n)
         self._blank = bytes(24 * n)
-        self._valid = np.tri(n + 1, n, -1, bool)[:, ::-1]  # by how many rows there are
+        self._valid = np.arange(n) >= n - np.arange(n + 1)[:, None]  # by how many rows there are
         self._valid.setflags(write=False)
         self._window_ns = round(self.spec.window_ms * 1e6)
 

@@ -94,13 +94,10 @@ class Shortfall(NamedTuple):
     def after(self, came: float, due: float) -> Shortfall:
         evidence = self.evidence + LOST * (due - came) + CAME * came
         if evidence <= 0:
-            return NO_SHORTFALL
+            return Shortfall()
         certain = self.certain or evidence >= CERTAIN
         fade = min(1.0, RATE_OF / (self.due + due))  # the rate that is told is that of late
         return Shortfall(min(evidence, CERTAIN + 1), fade * (self.came + came), fade * (self.due + due), certain)
-
-
-NO_SHORTFALL = Shortfall()
 
 
 class StreamMonitor:
@@ -115,9 +112,9 @@ class StreamMonitor:
         self._last_refusal = ""
         self._timing: tuple[str, ...] = ()  # what is wrong with its time
         self._clipped: tuple[str, ...] = ()  # or with its sound
-        self._judge_at = self._listened = 0  # samples admitted, and of sound heard
+        self._judge_at = 0  # samples admitted
         self._counted: tuple[int, int] | None = None  # samples admitted and their newest stamp, when last judged
-        self._slow = self._fast = NO_SHORTFALL
+        self._slow, self._fast = Shortfall(), Shortfall()
         self._since: tuple[int, int] | None = None  # time and samples admitted when the rate was last reported
         self._rate_hz: float | None = None
 
@@ -128,13 +125,11 @@ class StreamMonitor:
     def look(self, view: View) -> tuple[str, ...]:
         """What is wrong with the stream besides its absence, at this tick; refusals since the last."""
         if view.reset:
-            self._counted, self._clipped, self._listened = None, (), 0
+            self._counted = None
         if view.fresh:
             if self._stream.admitted >= self._judge_at and not self.spec.latched:
                 self._timing = self._judge(view)
-            # Half a window late at most, and none of it goes by unheard.
-            if self.spec.kind == "audio" and view.heard - self._listened >= len(view.data) // 2:
-                self._listened, self._clipped = view.heard, _clipping(self.spec, view)
+            self._clipped = _clipping(self.spec, view) if self.spec.kind == "audio" else ()
         elif not view.present:
             self._timing, self._clipped, self._counted = (), (), None  # silence is told by its own name
         if self._refused == self._refused_told and self._stream.misplaced == self._misplaced_told:
@@ -200,7 +195,7 @@ class StreamMonitor:
             self._counted = None
             return (self._off(rate_hz),)
         if self._counted is None:
-            self._slow = self._fast = NO_SHORTFALL
+            self._slow, self._fast = Shortfall(), Shortfall()
         else:
             came, due = admitted - self._counted[0], (stamp_ns - self._counted[1]) * expected_hz / NS
             self._slow, self._fast = self._slow.after(came, due), self._fast.after(due, came)

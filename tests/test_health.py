@@ -238,19 +238,17 @@ AUDIO = StreamSpec(
 )
 
 
-def heard(samples: np.ndarray, chunk_ms: int = 20, window_ms: int = 100) -> list[str]:
-    """What is said of a microphone's int16 `samples`, at ten ticks a second or as its chunks come."""
-    spec = dataclasses.replace(AUDIO, window_ms=window_ms)
-    aligner, told, n = Aligner([spec], 0.1), list[str](), 16 * chunk_ms
-    monitor = StreamMonitor(spec, aligner.streams["audio"])
-    for i, chunk in enumerate(samples.reshape(-1, n, 1)):
-        end_ns = 10**15 + (i + 1) * chunk_ms * MS
-        aligner.push(Sample("audio", end_ns - chunk_ms * MS, end_ns, Audio(chunk, i * n, 16_000)))
-        if (i + 1) * chunk_ms % 100 == 0:
-            view = aligner.window(end_ns).views["audio"]
-            now = [*filter(None, [absence(spec, view)]), *monitor.look(view)]
-            assert monitor.report(view.stamp_ns, view).reasons == tuple(now)
-            told += now
+def heard(samples: np.ndarray) -> list[str]:
+    """What is said at ten ticks a second of a microphone's int16 `samples`, that come in chunks of 20 ms."""
+    aligner, told = Aligner([AUDIO], 0.1), list[str]()
+    monitor = StreamMonitor(AUDIO, aligner.streams["audio"])
+    for i, chunk in enumerate(samples.reshape(-1, 320, 1)):
+        stamp_ns = 10**15 + i * 20 * MS
+        aligner.push(Sample("audio", stamp_ns, stamp_ns + 20 * MS, Audio(chunk, i * 320, 16_000)))
+        if i % 5 == 4:
+            view = aligner.window(stamp_ns + 20 * MS).views["audio"]
+            told += [*filter(None, [absence(AUDIO, view)]), *monitor.look(view)]
+            assert monitor.report(view.stamp_ns, view).reasons == tuple(told[-1:])
     return told
 
 
@@ -278,13 +276,3 @@ def test_a_microphone_that_is_muted_is_told_from_one_that_is_stuck():
 def test_sound_that_is_clipped_is_told_and_sound_that_just_fits_is_not():
     assert heard(tone(32767)) == heard(tone(300)) == []
     assert heard(tone(40000))[0] == "audio clipped: 39% of its samples at full scale"
-
-
-@pytest.mark.parametrize("chunk_ms", [10, 20, 100])
-@pytest.mark.parametrize("window_ms", [100, 300])  # of which each, or each second tick is looked at
-def test_a_short_sound_that_is_clipped_is_told_whenever_it_comes(chunk_ms, window_ms):
-    for begin in range(0, 6400, 400):
-        samples = tone(300)
-        samples[begin : begin + 160] = 32767
-        ticks = sum("clipped" in said for said in heard(samples, chunk_ms, window_ms))
-        assert 1 <= ticks <= window_ms // 100 + 2, begin

@@ -146,9 +146,9 @@ def test_imu_scan_sound_and_text_of_our_own_recordings_keep_their_names(tmp_path
 def test_links_are_followed_and_no_folder_is_found_twice(tmp_path):
     record(tmp_path / "disk" / "monday")
     data = tmp_path / "data"
-    data.mkdir()
+    (data / "a").mkdir(parents=True)
     (data / "linked").symlink_to(tmp_path / "disk" / "monday")
-    (data / "a_link").symlink_to(record(data / "tuesday"))
+    (data / "a" / "link").symlink_to(record(data / "tuesday"))  # which is found by its own name
     (data / "again").symlink_to(data)  # a circle
     assert [found.path for found in find(data)] == [data / "linked", data / "tuesday"]
 

@@ -59,13 +59,13 @@ def test_rates_are_those_of_the_loop_to_the_bit_and_gradients_to_rounding(encode
         assert (grad - wanted).norm() < rounding * wanted.norm()
 
 
-def test_the_gradient_of_neurons_far_below_their_threshold_is_not_lost(encoder):
+def test_the_gradient_of_neurons_far_below_their_threshold_is_as_precise(encoder):
     with torch.no_grad():
-        encoder.fc2.bias.fill_(-15.0)  # a surrogate gradient of 1e-6 at the end, less than half precision has
+        encoder.fc2.bias.fill_(-15.0)  # a surrogate gradient of 1.5e-7 at the end: a bit or two in half precision
     x, inputs = 2 * torch.randn(40, 64), list(encoder.parameters())
     wanted = torch.autograd.grad(step_by_step(encoder, x).sum(), inputs)
     for grad, want in zip(torch.autograd.grad(encoder(x).sum(), inputs), wanted, strict=True):
-        assert 0 < (grad - want).norm() < 1e-3 * want.norm()
+        assert (grad - want).norm() < 1e-3 * want.norm()
 
 
 def test_nothing_is_kept_for_a_gradient_that_nobody_wants(encoder, monkeypatch):

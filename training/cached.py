@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +18,8 @@ def cached(
     if not file.exists():
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
             rows = list(tqdm(pool.imap(make, seeds, chunksize=8), file.stem, total=len(seeds), leave=False))
-        mine = file.with_suffix(f".{os.getpid()}.part")  # another training may make the same
-        with mine.open("wb") as part:
+        with file.with_suffix(".part").open("wb") as part:
             np.savez(part, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
-        mine.replace(file)
+        file.with_suffix(".part").rename(file)
     with np.load(file) as arrays:
         return {name: arrays[name] for name in arrays.files}

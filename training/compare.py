@@ -3,7 +3,7 @@
     python -m training.compare imu_can --data FOLDER [--seeds 3] [--out runs/compare/imu_can] [key=value ...]
     python -m training.compare digits --data FOLDER data.held_out=[lucas] rounds.0.steps=800
     python -m training.compare drive --data runs/drive "rounds=[{steps: 250}]"     # by the lessons of that training
-    python -m training.compare events --data runs/events --variants GRU "GRU + dt" --workers 4
+    python -m training.compare events --data runs/events --variants GRU "GRU + dt"
 
 Trains every variant with every seed by the task's own recipe (whose rates and steps were chosen for the shipped model),
 at as many parameters as the recipe's model has, and writes `report.html`: scores for every subset of missing senses,
@@ -23,13 +23,9 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
 import sys
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -37,7 +33,6 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from mm_edge.cli import at_least
 from mm_edge.engine.part import Fresh, ModelInputs
@@ -60,7 +55,6 @@ BASELINES: dict[str, dict[str, Any]] = {
     "ncps CfC": {"spikes": 0, "cell": "ncps"},
     "concatenation": {"spikes": 0, "cell": "none", "strategy": "early"},  # of the newest samples: no memory
 }
-TRIAL = "trial.json"
 CELLS_ALONE = ("GRU", "GRU + dt", "ncps CfC")  # differ where there is something to remember
 T_95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's, by degrees of freedom
 STYLE = (
@@ -77,9 +71,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="for checkpoints and the report (runs/compare/TASK)")
     parser.add_argument("--seeds", type=at_least(2), default=3, help=f"2 to {len(T_95)} (%(default)s)")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"these, beside {SHIPPED}, and no others (all)")
-    parser.add_argument(
-        "--workers", type=at_least(1), default=1, help="trainings at once, in processes of their own (%(default)s)"
-    )
     parser.add_argument("--threads", type=at_least(1), default=1, help="torch threads")
     args = parser.parse_intermixed_args(argv)
     out = args.out or Path("runs/compare") / args.task
@@ -91,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         raw = read_yaml((RECIPES / f"{args.task}.yaml").read_text())
         raw.setdefault("data", {})["folder"] = str(args.data)
         recipe = make_recipe(raw, args.overrides, args.task)
-        results = compare(recipe, args.seeds, out, args.variants, args.workers)
+        results = compare(recipe, args.seeds, out, args.variants)
     except (OSError, ValueError, EdgeError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -103,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(
-    recipe: Recipe, seeds: int, out: Path, only: Collection[str] | None = None, workers: int = 1
+    recipe: Recipe, seeds: int, out: Path, only: Collection[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Of each variant, or of `only` some beside the shipped one, its trial of each seed, see `trial`."""
     if seeds > len(T_95):
@@ -119,53 +110,20 @@ def compare(
         )
     for raw in chosen.values():
         _model(raw)  # what cannot be made is refused before anything is trained
-    folders: dict[str, list[Path]] = {}
-    missing: dict[str, tuple[Recipe, Path]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for name, raw in chosen.items():
         for seed in range(1, seeds + 1):
             mine = make_recipe({**copy.deepcopy(raw), "seed": seed}, [], name)
             folder = out / "".join(c if c.isalnum() else "_" for c in name) / str(seed)
-            folders.setdefault(name, []).append(folder)
+            file = folder / "trial.json"
             if folder.exists():
                 same_recipe(mine, folder)
-            if not (folder / TRIAL).exists():
-                missing[f"{name}, seed {seed}"] = mine, folder
-    if workers > 1:
-        _try_at_once(list(missing.values()), workers)
-    else:
-        for title, (mine, folder) in missing.items():
-            print(title, file=sys.stderr)
-            _try(mine, folder)
-    return {name: [json.loads((f / TRIAL).read_text()) for f in mine] for name, mine in folders.items()}
-
-
-def _try(recipe: Recipe, folder: Path) -> None:
-    weights = train(recipe, folder, workers=1)
-    (folder / TRIAL).write_text(json.dumps(trial(recipe, weights)))
-
-
-def _try_at_once(missing: list[tuple[Recipe, Path]], workers: int) -> None:
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        trials = [pool.submit(_try_quietly, mine, folder, torch.get_num_threads()) for mine, folder in missing]
-        try:
-            for done in tqdm(as_completed(trials), "trainings", len(trials)):
-                done.result()
-        except BaseException:
-            for process in multiprocessing.active_children():  # else each goes on with what is next
-                process.terminate()
-            raise
-
-
-def _try_quietly(recipe: Recipe, folder: Path, threads: int) -> None:
-    """With its progress in a file beside its folder. Raises ValueError, which can be sent from process to process."""
-    torch.set_num_threads(threads)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("a") as log, redirect_stderr(log):
-        try:
-            _try(recipe, folder)
-        except (OSError, ValueError, EdgeError) as error:
-            traceback.print_exc()
-            raise ValueError(f"{folder}: {error}") from None
+            if not file.exists():
+                print(f"{name}, seed {seed}", file=sys.stderr)
+                weights = train(mine, folder, workers=1)
+                file.write_text(json.dumps(trial(mine, weights)))
+            results.setdefault(name, []).append(json.loads(file.read_text()))
+    return results
 
 
 def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -352,7 +310,7 @@ CONDITIONS: dict[str, Change] = {
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % confidence interval, over seeds."""
+    """Mean and half the width of its 95 % confidence interval, over seeds; nan if one is None or nan."""
     x = np.array(list(values), float)
     freedom = len(x) - 1
     return float(x.mean()), float(T_95[freedom] * x.std(ddof=1) / math.sqrt(len(x)))

@@ -143,14 +143,15 @@ def find(folder: str | Path) -> list[Recording]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """All in it, links followed, each folder once: by its own name if that is in it, too."""
-    seen = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(here)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort(key=lambda name: (Path(here, name).is_symlink(), name))
-        yield from (Path(here, name) for name in names)
+    seen, begins = set(), [folder]
+    for begin in begins:  # links to folders last
+        for here, folders, names in os.walk(begin):
+            if (real := os.path.realpath(here)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            begins += sorted(path for name in folders if (path := Path(here, name)).is_symlink())
+            yield from (Path(here, name) for name in names)
 
 
 def survey(path: Path) -> Recording:

@@ -120,8 +120,8 @@ def mean_spikes(currents: Tensor, beta: float, threshold: float, steps: int) -> 
 def mean_spikes_and_roots(
     currents: Tensor, beta: float, threshold: float, steps: int, slope: float
 ) -> tuple[Tensor, Tensor]:
-    """The same, and the root of each spike's surrogate gradient (steps, N, units), of floats in half precision, which
-    holds the root to 1e-3 where the gradient itself, far from the threshold, would be lost."""
+    """The same, and the root of each spike's surrogate gradient (steps, N, units), of floats in half precision: far
+    from the threshold, of the gradient itself a bit or two would be left."""
     v = spikes = total = torch.zeros_like(currents[0])
     roots = []
     for k in range(steps):

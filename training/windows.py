@@ -127,5 +127,5 @@ def r2(said: np.ndarray, true: np.ndarray, instead: np.ndarray | None = None) ->
     said, true = said.astype(float), true.astype(float)  # of many floats a constant's mean is not that constant
     against = true.mean(0) if instead is None else instead
     wrong, spread = ((said - true) ** 2).sum(0), ((true - against) ** 2).sum(0)
-    nothing = spread <= 1e-12 * np.maximum(1e-6, (true**2).sum(0))
+    nothing = spread <= 1e-24 * (true**2).sum(0)  # but for the rounding of doubles
     return [None if none else round(1 - float(w / s), 4) for w, s, none in zip(wrong, spread, nothing)]
