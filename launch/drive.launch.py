@@ -1,4 +1,5 @@
 """Drives a robot: ros2 launch mm_edge_ros drive.launch.py bundle:=/path image:=/camera/image_raw scan:=/scan
+Moves an arm, if params_file:= names its joints: ... joint_trajectory:=/arm_controller/joint_trajectory
 
 A node that dies is started anew and brings itself up; the watchdog stops the wheels meanwhile. The base must have a
 wheel time-out of its own all the same.
@@ -14,7 +15,8 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 HERE = Path(__file__).parent  # holds drive.yaml, in a checkout as in an install
-TOPICS = {"text": "command_text", **{name: name for name in ("image", "scan", "imu", "audio", "points", "cmd_vel")}}
+SENSORS = ("image", "scan", "imu", "audio", "points", "joint_states")
+TOPICS = {"text": "command_text", **{name: name for name in (*SENSORS, "cmd_vel", "joint_trajectory")}}
 PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 

@@ -22,6 +22,7 @@ from mm_edge.types import FITS, KINDS, StreamSpec
 
 FORMAT = 1
 MAX_TOKENS = 100_000  # of a prompt and what is said
+INTERFACES = ("velocity", "position")
 PROMPTS = ("caption", "question", "next_caption", "next_question")
 TEXT_INPUTS, DECODER_INPUTS = {"tokens"}, {"token", "place", "keys", "values", "mask", "row"}
 MANIFEST, GOLDEN, VOCABULARY, TOKENIZER = "manifest.json", "golden.npz", "vocabulary.json", "tokenizer.json"
@@ -58,6 +59,7 @@ class ActionSpec:
     min: tuple[float, ...]
     max: tuple[float, ...]
     max_rate: tuple[float, ...]  # units per second
+    interface: str = "velocity"  # or "position", of joints: one of INTERFACES
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,12 @@ def _check(path: Path, m: Manifest) -> None:
     if action := m.outputs.action:
         dims = {len(getattr(action, f)) for f in ("names", "units", "min", "max", "max_rate")}
         expect(len(dims) == 1 and dims != {0}, "action names, units, min, max, max_rate of one length", action)
-        expect(all(low <= 0 <= high for low, high in zip(action.min, action.max)), "action min <= 0 <= max", action)
+        expect(action.interface in INTERFACES, f"action.interface to be one of {INTERFACES}", action.interface)
+        ranges = list(zip(action.min, action.max))
+        if action.interface == "position":
+            expect(all(low <= high for low, high in ranges), "action min <= max", action)
+        else:
+            expect(all(low <= 0 <= high for low, high in ranges), "action min <= 0 <= max", action)
         expect(min(action.max_rate) > 0 and action.dt_s > 0, "action max_rate and dt_s above 0", action)
     if m.outputs.values and (events := m.outputs.values.events):
         known = set(m.outputs.values.names)

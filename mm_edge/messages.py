@@ -32,6 +32,7 @@ from mm_edge.types import NS, Action, Attention, Audio, Caption, Event, Output, 
 
 TWIST = ("linear_x", "linear_y", "linear_z", "angular_x", "angular_y", "angular_z")
 DRIVEN = ("linear_x", "angular_z")  # of these, what moves a base
+JOINT_TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 
 # The message that carries each kind of stream from us. `vector`: positions of a JointState, since that has a header.
 MESSAGE_TYPES = {
@@ -47,7 +48,7 @@ AUDIO_CHUNK = "mm_edge_msgs/msg/AudioChunk"
 # Its usual topic, relative so that robots live in namespaces. A vector has none.
 TOPICS = {"audio": "audio", "image": "image", "imu": "imu", "points": "points", "scan": "scan", "text": "command_text"}
 # Their arrival is their stamp: no header, or one that says when to begin, 0 being "at once".
-UNSTAMPED = ("std_msgs/msg/String", "geometry_msgs/msg/Twist", "trajectory_msgs/msg/JointTrajectory")
+UNSTAMPED = ("std_msgs/msg/String", "geometry_msgs/msg/Twist", JOINT_TRAJECTORY)
 
 # encoding: bytes a pixel, and cv2's way to RGB. All are bytes, so `is_bigendian` has nothing to say.
 _ENCODINGS = {
@@ -126,6 +127,30 @@ def twist_from_ros(msg: Any) -> np.ndarray:
     """float32 (6,) in the order of `TWIST`, of a Twist or TwistStamped."""
     twist = getattr(msg, "twist", msg)
     return np.array([*_xyz(twist.linear), *_xyz(twist.angular)], np.float32)
+
+
+def positions_to_ros(
+    msg: Any, point: Any, stamp_ns: int, joints: Sequence[str], positions: np.ndarray, within_s: float,
+    frame_id: str = "",
+) -> None:  # fmt: skip
+    """Fill `msg`, a JointTrajectory, with one `point`, a JointTrajectoryPoint: (n,) positions, to be reached `within_s`
+    from `stamp_ns` on, 0 being "at once"."""
+    _set_header(msg, stamp_ns, frame_id)
+    _set_array(point, "positions", np.asarray(positions, np.float64))
+    point.time_from_start.sec, point.time_from_start.nanosec = divmod(round(within_s * NS), NS)
+    msg.joint_names, msg.points = list(joints), [point]
+
+
+def positions_from_ros(msg: Any, joints: Sequence[str]) -> np.ndarray:
+    """float64 (n,) in the order of `joints`: where the first point of a JointTrajectory wants them. Raises SampleError
+    unless it tells a position of each of them, and of no others."""
+    if sorted(msg.joint_names) != sorted(joints):
+        raise SampleError("joint_trajectory", f"joints {', '.join(joints)}", ", ".join(msg.joint_names) or "none")
+    positions = msg.points[0].positions if msg.points else ()
+    if len(positions) != len(joints):
+        raise SampleError("joint_trajectory", f"{len(joints)} positions", len(positions))
+    told = dict(zip(msg.joint_names, positions))
+    return np.array([told[name] for name in joints], np.float64)
 
 
 def output_to_json(output: Output) -> str:
@@ -357,7 +382,7 @@ _READERS: dict[tuple[str, str], Callable[[StreamSpec, Any], Any]] = {
     ("vector", "nav_msgs/msg/Odometry"): _odometry,
     ("vector", "sensor_msgs/msg/JointState"): _joint_state,
     ("vector", "sensor_msgs/msg/NavSatFix"): _nav_sat_fix,
-    ("vector", "trajectory_msgs/msg/JointTrajectory"): _joint_trajectory,
+    ("vector", JOINT_TRAJECTORY): _joint_trajectory,
 }
 
 

@@ -171,8 +171,12 @@ def _cv2() -> Any:
 
 
 def _arrow(cv2, frame: np.ndarray, action: Action) -> None:
-    """The way the first row of the action leads, bent as the robot would turn."""
+    """The way the first row of the action leads, bent as the robot would turn; of joints their positions in words."""
     values = dict(zip(action.names, action.values[0].tolist()))
+    if "linear_x" not in values and "angular_z" not in values:
+        label = "  ".join(f"{name} {value:+.2f}" for name, value in values.items())
+        _write(cv2, frame, label, (12, frame.shape[0] - 12), INK)
+        return
     v, w = values.get("linear_x", 0.0), values.get("angular_z", 0.0)
     height, width = frame.shape[:2]
     t = np.linspace(0, 1, 24)

@@ -91,7 +91,7 @@ class Pipeline:
         self._rule = TickRule(tick.anchor, tick.max_period_ms, tick.min_period_ms)
         self._monitors = {name: StreamMonitor(spec, self._aligner.streams[name]) for name, spec in self.specs.items()}
         self.model.reset()
-        self._previous = [0.0] * len(self._limits.names)  # the last action
+        self._previous = self._standing()  # the last action
         self._last: Output | None = None
         self._seen: dict[str, View] = {}  # at the last tick
         self._refused_commands: dict[str, str] = {}
@@ -175,7 +175,7 @@ class Pipeline:
             notes.append("time jumped or stood still: all state starts anew")
         action = None
         if reasons or window.reset:
-            self._previous = [0.0] * len(self._previous)  # the robot stands, or has stopped meanwhile
+            self._previous = self._standing()  # the robot stands, or has stopped meanwhile
         if spec.action and not reasons:
             action, limited = self._limited(spec.action, values["action"][0].tolist(), window.dt_s)
             (notes if action else reasons).extend(limited)
@@ -206,10 +206,12 @@ class Pipeline:
         """The model's action, H rows, within the limits, and notes; or None and why."""
         allowed, notes, previous = [], list[str](), self._previous
         dt_s = min(dt_s, self.bundle.tick.max_period_ms / 1e3)
+        if previous is None:
+            previous, dt_s = rows[0], math.inf  # any in range will do
         for row in rows:
             now, said = limit(row, previous, dt_s, self._limits)
             if now is None:
-                self._previous = [0.0] * len(previous)
+                self._previous = self._standing()
                 return None, said
             allowed.append(now)
             notes += said
@@ -217,10 +219,14 @@ class Pipeline:
         self._previous = allowed[0]
         return Action(spec.names, np.array(allowed, np.float32), spec.dt_s), tuple(notes)
 
+    def _standing(self) -> list[float] | None:
+        """The action of a robot that stands; None for positions: where its joints are, the watchdog knows."""
+        return None if self._limits.interface == "position" else [0.0] * len(self._limits.names)
+
 
 def _narrow(action: ActionSpec | None, robot: Limits | None) -> Limits:
     """The bundle's limits, narrowed by the robot's: whichever is stricter."""
     if action is None:
         return Limits((), (), (), ())
-    limits = Limits(action.names, action.min, action.max, action.max_rate)
+    limits = Limits(action.names, action.min, action.max, action.max_rate, action.interface)
     return limits.narrowed(robot) if robot else limits

@@ -1,11 +1,15 @@
-"""The watchdog between a model and the wheels: forward an action or stop, never repeat one.
+"""The watchdog between a model and what moves the robot: forward an action or stop, never repeat one.
 
     watchdog = Watchdog(Limits(("linear_x", "angular_z"), min=(-0.2, -1.8), max=(0.6, 1.8), max_rate=(2.5, 10.0)))
     command = watchdog.on_action(source, stamp_ns, values, now_steady_ns, now_ros_ns)  # None: nothing to send
-    if watchdog.check(now_steady_ns):                                                  # True: the wheels must stand
+    if watchdog.check(now_steady_ns):                                                  # True: the robot must stand
         ...
-    if watchdog.told("stop"):                                                          # True: the wheels must stand
+    if watchdog.told("stop"):                                                          # True: the robot must stand
         ...
+
+A base stands when it is sent zeros, `watchdog.stop`. Joints that are moved by position stand when they are sent
+nothing: a controller holds the last position that it reached. Of them the watchdog must hear where they are, `at`:
+nothing is forwarded that is further from there than they may go until a deadline has passed.
 
 It reads no clock. Deadlines run on the steady clock, since a robot's ROS clock may jump, or stand still.
 """
@@ -22,8 +26,6 @@ from mm_edge.preprocess import words_of
 from mm_edge.safety import Limits, limit
 from mm_edge.types import NS
 
-STOP = np.zeros(2)
-STOP.flags.writeable = False
 STOP_WORDS = frozenset(("stop", "halt"))
 
 
@@ -35,19 +37,21 @@ def is_stop(text: str) -> bool:
 
 class Watchdog:
     """Starts stopped. A stop for silence ends by itself after `clear_after` valid actions in a row; a fault (an action
-    that is not finite or from the future, two sources at the same time) stays until `reset`; a stop that was told stays
-    until something else is.
+    that is not finite or from the future, two sources at the same time, `fault`) stays until `reset`; a stop that was
+    told stays until something else is.
 
     Who a source is, the caller says. It must judge by who sends: discovery lists a dead publisher for a while.
 
     Args:
-        limits: the robot's, of (linear_x m/s, angular_z rad/s); what goes beyond is limited, also after a stop, of
-            which whoever sends may know nothing.
+        limits: the robot's, of (linear_x m/s, angular_z rad/s) or of the positions of joints; what goes beyond is
+            limited, also after a stop, of which whoever sends may know nothing.
         deadline_ms: longest time between actions, and greatest age of one.
         clear_after: valid actions in a row, none later than the deadline, before the first is forwarded.
         future_tolerance_ms: how far a stamp may lie ahead of the ROS clock.
 
-    Attributes: reason, why the wheels stand, None while actions pass; latched; counts of `forwarded` and `refused`.
+    Attributes: reason, why the robot stands, None while actions pass; latched; counts of `forwarded` and `refused`;
+        stop, the command to stand, None if that is silence; within_s, the time in which a position is to be reached
+        that was forwarded last, so that no joint moves faster than its limit.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class Watchdog:
         clear_after: int = 3,
         future_tolerance_ms: float = 50.0,
     ):
-        self._limits = limits
+        self._limits, self._by_position = limits, limits.interface == "position"
+        self.stop = None if self._by_position else np.zeros(len(limits.names))
+        self.within_s = 0.0
         self._deadline_ns = round(deadline_ms * 1e6)
         self._future_ns = round(future_tolerance_ms * 1e6)
         self._clear_after = clear_after
@@ -73,27 +79,25 @@ class Watchdog:
         self._heard_ns = self._valid_ns = self._woke_ns = -self._deadline_ns
         self._looked_ns: float = math.inf  # it cannot have slept before it first looked
         self._valid = self._stamp_ns = self._ros_ns = 0
-        self._sent, self._sent_ns = STOP.tolist(), -self._deadline_ns  # what the wheels were told last, and when
+        self._at, self._at_ns = np.zeros(len(self._limits.names)), -self._deadline_ns  # where the joints were, and when
+        self._sent, self._sent_ns = self._at, -self._deadline_ns  # what was forwarded last, and when
 
     def on_action(
         self, source: Hashable, stamp_ns: int, values: np.ndarray, now_steady_ns: int, now_ros_ns: int
     ) -> np.ndarray | None:
-        """What to send to the wheels now: the action, a stop if this action is a fault, or None while refusing.
+        """What to send now: the action, `stop` if this action is a fault, or None while refusing.
 
         Args:
             source: who sent it.
             stamp_ns: when it was sent, on the ROS clock.
-            values: (2,) linear_x m/s, angular_z rad/s.
+            values: (A,), as the limits.
         """
         fault = self._fault(source, stamp_ns, values, now_steady_ns, now_ros_ns)
         same, self._source, self._heard_ns = source == self._source, source, now_steady_ns
         self._stop_if_silent(now_steady_ns)
         if self.latched or fault:
-            self.counts["refused"] += 1
-            if not self.latched:
-                self.latched, self.reason = True, fault
-            return STOP
-        useless = self._useless(stamp_ns, now_ros_ns)
+            return self.fault(fault or "")
+        useless = self._useless(stamp_ns, now_steady_ns, now_ros_ns)
         if self._told:
             useless = self.reason = f"told to {self._told}"
         if useless:
@@ -109,16 +113,34 @@ class Watchdog:
             self.reason = f"{self._valid} valid actions of {self._clear_after} before driving on"
             return None
         if self.reason:
-            self.reason, self._sent = None, STOP.tolist()
+            self.reason, self._sent = None, self._at  # zeros, of what is moved by velocity
         dt_s = min(now_steady_ns - self._sent_ns, self._deadline_ns) / NS
-        allowed, _ = limit(values.tolist(), self._sent, dt_s, self._limits)
+        if self._by_position:
+            leash = np.array(self._limits.max_rate) * self._deadline_ns / NS
+            self._sent = np.clip(self._sent, self._at - leash, self._at + leash)  # what is blocked does not jump later
+        allowed, _ = limit(values.tolist(), self._sent.tolist(), dt_s, self._limits)
         assert allowed is not None, "a fault was looked for before"
-        self._sent, self._sent_ns = allowed, now_steady_ns
+        self._sent, self._sent_ns = np.array(allowed), now_steady_ns
+        if self._by_position:
+            way_s = np.abs(self._sent - self._at) / self._limits.max_rate
+            self.within_s = max(1e-3, dt_s, float(way_s.max()))
         self.counts["forwarded"] += 1
-        return np.array(allowed)
+        return self._sent
+
+    def fault(self, why: str) -> np.ndarray | None:
+        """Stop until `reset`: an action was refused that no sane model sends. Returns `stop`."""
+        self.counts["refused"] += 1
+        if not self.latched:
+            self.latched, self.reason = True, why
+        return self.stop
+
+    def at(self, positions: np.ndarray, now_steady_ns: int) -> None:
+        """Where the joints are, (A,), as they say themselves."""
+        if np.isfinite(positions).all():
+            self._at, self._at_ns = positions, now_steady_ns
 
     def told(self, text: str) -> bool:
-        """A command that the model gets, too: must the wheels stand because of it? If it consists of STOP_WORDS,
+        """A command that the model gets, too: must the robot stand because of it? If it consists of STOP_WORDS,
         whatever the model makes of it, and until another command."""
         words = words_of(text)
         if words:  # nothing is no command
@@ -129,7 +151,7 @@ class Watchdog:
         return bool(self._told)
 
     def check(self, now_steady_ns: int) -> bool:
-        """Must the wheels stand? Call it when the deadline may have passed, and at least that often: it tells by a
+        """Must the robot stand? Call it when the deadline may have passed, and at least that often: it tells by a
         longer pause that it was starved itself."""
         if now_steady_ns - self._looked_ns >= 2 * self._deadline_ns:
             self._woke_ns = now_steady_ns
@@ -142,7 +164,7 @@ class Watchdog:
         if self.reason is None and silent_ns >= self._deadline_ns:
             self.reason = f"no valid action for {silent_ns / 1e6:.0f} ms, {self._deadline_ns / 1e6:.0f} ms allowed"
 
-    def _useless(self, stamp_ns: int, now_ros_ns: int) -> str | None:
+    def _useless(self, stamp_ns: int, now_steady_ns: int, now_ros_ns: int) -> str | None:
         """Why an action that is no fault must not be forwarded either."""
         went_back, self._ros_ns = now_ros_ns < self._ros_ns, now_ros_ns
         again = stamp_ns <= self._stamp_ns and not went_back
@@ -152,6 +174,8 @@ class Watchdog:
             return f"the last action was {age_ms:.0f} ms old, {allowed_ms:.0f} ms allowed"
         if again:  # whoever decides by a clock that stands still decides on what it saw long ago
             return "an action with a stamp not newer than the last: does the ROS clock stand still?"
+        if self._by_position and now_steady_ns - self._at_ns >= self._deadline_ns:
+            return f"nothing said within {allowed_ms:.0f} ms where {', '.join(self._limits.names)} are"
         return None
 
     def _fault(

@@ -123,6 +123,7 @@ def set_in(*path):
         (set_in("outputs", "action", "source", "fusion.nothing"), "outputs.action expects an output"),
         (set_in("outputs", "action", "names", ["linear_x"]), "of one length"),
         (set_in("outputs", "action", "min", [0.1, -2]), "action min <= 0 <= max"),
+        (set_in("outputs", "action", "interface", "effort"), "action.interface to be one of"),
         (set_in("outputs", "gates", "source", "imu.token"), "imu.token has 1 values for the gates, expected 3"),
     ],
 )

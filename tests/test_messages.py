@@ -25,6 +25,8 @@ from mm_edge.messages import (
     from_ros,
     output_from_json,
     output_to_json,
+    positions_from_ros,
+    positions_to_ros,
     to_ros,
     twist_from_ros,
 )
@@ -425,6 +427,23 @@ def test_joints_come_in_the_order_that_was_learned(new):
 def _arm(msg):
     spec = StreamSpec("joints", "vector", (4,), 50, 100, joints=("shoulder", "elbow"))
     return from_ros(spec, "sensor_msgs/msg/JointState", msg, ARRIVAL_NS)
+
+
+def test_positions_travel_as_a_trajectory_of_one_point(new):
+    msg, point = new("trajectory_msgs/msg/JointTrajectory"), new("trajectory_msgs/msg/JointTrajectoryPoint")
+    positions_to_ros(msg, point, STAMP_NS, ("shoulder", "elbow"), np.float32([0.5, -0.25]), 1.25, "arm")
+    assert msg.header.frame_id == "arm" and msg.header.stamp.sec == STAMP_NS // 10**9
+    assert (msg.points[0].time_from_start.sec, msg.points[0].time_from_start.nanosec) == (1, 250_000_000)
+    assert positions_from_ros(msg, ("elbow", "shoulder")).tolist() == [-0.25, 0.5]
+    for joints in (("shoulder",), ("shoulder", "elbow", "wrist"), ("shoulder", "shoulder")):
+        with pytest.raises(SampleError, match=f"expected joints {', '.join(joints)}, got shoulder, elbow"):
+            positions_from_ros(msg, joints)
+    point.positions = point.positions[:1]
+    with pytest.raises(SampleError, match="expected 2 positions, got 1"):
+        positions_from_ros(msg, ("elbow", "shoulder"))
+    msg.points = []
+    with pytest.raises(SampleError, match="expected 2 positions, got 0"):
+        positions_from_ros(msg, ("elbow", "shoulder"))
 
 
 # Actions and outputs -----------------------------------------------------------------------------------------------

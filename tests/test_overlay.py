@@ -133,6 +133,12 @@ def test_the_arrow_bends_the_way_the_robot_turns():
     assert left[:, 1].mean() < 310 and right[:, 1].mean() > 330
 
 
+def test_joints_are_told_in_words():
+    arm = replace(ACTION, names=("shoulder", "elbow"))
+    picture = draw(np.zeros((480, 640, 3), np.uint8), output(action=arm))
+    assert len(near(picture[440:480], INK)) > 100 and not len(near(picture[:480], GOOD))  # and no arrow
+
+
 def test_a_missing_stream_is_red_and_a_present_one_green():
     bar = draw(np.zeros((480, 640, 3), np.uint8), output(action=ACTION))[480:]
     assert len(near(bar[:, :320], GOOD)) and not len(near(bar[:, :320], BAD))

@@ -280,6 +280,22 @@ def test_after_a_tick_without_action_the_robot_starts_from_standing(bundle):
     assert tick(pipeline, T + 400 * MS).action.values[0, 0] == np.float32(0.2)
 
 
+def test_positions_begin_anywhere_in_their_range_and_change_at_their_rate(tmp_path):
+    arm = manifest()
+    arm["outputs"]["action"] |= {
+        "names": ["shoulder", "elbow"], "interface": "position", "min": [0.8, -2], "max_rate": [1.0, 1.0]
+    }  # fmt: skip
+    pipeline = Pipeline(write_bundle(tmp_path / "arm", arm, files()), "cpu")
+    push(pipeline, T, text="go", camera=GREY)
+    assert tick(pipeline, T).action.values[0, 0] == pytest.approx(0.8)  # the model wants less
+    push(pipeline, T + 100 * MS, text="stop")  # which is 2
+    assert tick(pipeline, T + 100 * MS).action.values[0, 0] == pytest.approx(0.9)
+    push(pipeline, T + 150 * MS, text="fly")
+    assert tick(pipeline, T + 200 * MS).action is None
+    push(pipeline, T + 250 * MS, text="stop", camera=GREY)
+    assert tick(pipeline, T + 300 * MS).action.values[0, 0] > 1.5  # only the watchdog knows where it is by now
+
+
 def test_limits_that_name_another_action_are_refused(bundle):
     with pytest.raises(EdgeError, match=r"expected .*linear_x"):
         Pipeline(bundle, "cpu", Limits(("x",), (-1,), (1,), (1,)))

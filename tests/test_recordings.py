@@ -157,11 +157,11 @@ def test_labels_are_measured(tmp_path):
     record(tmp_path / "a")
     label = label_of(find(tmp_path))
     assert (label.topic, label.names, label.units) == ("arm/joint_trajectory", ("shoulder", "elbow"), ("", ""))
-    assert label.min == (0.0, -0.5) and label.max == pytest.approx((0.59, 0.0))  # limits hold 0
+    assert label.interface == "position" and label.min == (0.0, -0.5) and label.max == pytest.approx((0.59, -0.5))
     assert label.max_rate == pytest.approx((0.01 / 0.05, 1.0), rel=1e-4)  # 1.0 where nothing was measured
     record(tmp_path / "b", BASE)
     base = label_of(find(tmp_path), "/cmd_vel")
-    assert base.units == ("m/s", "rad/s")
+    assert base.units == ("m/s", "rad/s") and base.interface == "velocity"  # whose limits hold 0
     assert (base.names, base.min, base.max, base.max_rate) == (
         ("linear_x", "angular_z"), (0.0, 0.0), (0.25, 0.5), pytest.approx((5, 10)),
     )  # fmt: skip
@@ -200,7 +200,7 @@ def test_good_recordings_pass_and_the_table_can_be_read(tmp_path, capsys):
     assert "0 errors, 0 warnings" in lines
     assert main([str(tmp_path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["balance"]["histogram"] == {"shoulder": [12] * 10, "elbow": [120] + [0] * 9}
+    assert said["balance"]["histogram"] == {"shoulder": [12] * 10, "elbow": [0] * 5 + [120] + [0] * 4}
     assert [stream["name"] for stream in said["streams"]][:2] == ["front_image_raw", "rear_image_raw"]
 
 
@@ -651,7 +651,7 @@ def test_recordings_that_are_left_out_set_no_limits(tmp_path, capsys):
     record(tmp_path / "a", rates=SLOW, edit=wild)
     paths = [str(record(tmp_path / name)) for name in ("b", "c")]
     raw = raw_recipe(RECIPES / "robot.yaml", tmp_path, "", go_on=True)
-    assert list(raw["data"]["recordings"]) == paths and raw["action"]["max"] == pytest.approx([0.59, 0.0])
+    assert list(raw["data"]["recordings"]) == paths and raw["action"]["max"] == pytest.approx([0.59, -0.5])
     record(tmp_path / "0", edit=only_shoulder)  # comes later, and changes nothing
     batch = supply(make_recipe(raw, [], ""), 0, tmp_path, workers=1).next()
     assert batch.labels["action"].shape[-1] == 2

@@ -22,10 +22,11 @@ from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image, Imu, LaserScan
+from sensor_msgs.msg import CompressedImage, Image, Imu, JointState, LaserScan
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from toy_bundle import GRAPHS, files, manifest, onnx_bytes, write_toy_bundle
+from trajectory_msgs.msg import JointTrajectory
 
 from mm_edge.bundle import write_bundle
 from mm_edge.engine import golden
@@ -449,6 +450,76 @@ def test_a_model_that_moves_what_no_base_has_is_refused(graph, tmp_path):
     write_bundle(tmp_path / "sideways", sideways, files())
     assert graph.nodes.start("edge_node", {"bundle": tmp_path / "sideways"}).wait(30) == 1
     assert "this model also by {'linear_y'}" in graph.nodes.log("edge_node").read_text()
+
+
+ARM = {"joints": ["elbow", "shoulder"], "joint_min": [-1.0, 0.2], "joint_max": [1.0, 1.2], "joint_rate_max": [1.0, 0.8]}
+
+
+class Arm:
+    """Says at 50 Hz where it is, which is where it was told to go."""
+
+    def __init__(self, graph):
+        self.at, self.told, self.speeds = {"shoulder": 0.5, "elbow": 0.0, "wheel": 9.0}, [], []
+        self.states = graph.node.create_publisher(JointState, "joint_states", 10)
+        self.timer = graph.node.create_timer(0.02, self.say)
+        graph.node.create_subscription(JointTrajectory, "joint_trajectory", self.move, 10)
+
+    def say(self):
+        self.states.publish(JointState(name=[*self.at], position=[*self.at.values()]))
+
+    def move(self, msg):
+        (point,) = msg.points
+        within_s = point.time_from_start.sec + point.time_from_start.nanosec / 1e9
+        goal = dict(zip(msg.joint_names, point.positions))
+        self.speeds.append(max(abs(goal[name] - self.at[name]) / within_s for name in goal))
+        self.told.append(goal)
+        self.at |= goal
+        assert not (msg.header.stamp.sec or msg.header.stamp.nanosec)  # at once
+
+
+def test_a_model_of_joints_moves_an_arm_from_where_it_is(graph, tmp_path):
+    joints = manifest()
+    joints["outputs"]["action"] |= {"names": ["shoulder", "elbow"], "units": ["rad"] * 2, "interface": "position"}
+    write_bundle(tmp_path / "arm", joints, files())
+    graph.nodes.start("edge_node", {"bundle": tmp_path / "arm"})
+    graph.nodes.start("watchdog_node", ARM)
+    robot, arm = Robot(graph), Arm(graph)
+    graph.wait(lambda: robot.acts(about=1.4), "action")
+    graph.wait(lambda: arm.at["shoulder"] == pytest.approx(1.2), "arm at its limit")
+    assert 0.5 < arm.told[0]["shoulder"] < 0.63  # from where it was, by what it may move in a deadline
+    assert max(arm.speeds) <= 1.0 + 1e-6 and arm.at["elbow"] == pytest.approx(0.05, abs=0.1)
+    assert graph.wait(lambda: robot.says("watchdog_node: joints", "forwarding"), "diagnostics").refused == "2"
+
+    arm.timer.cancel()
+    why = "nothing said within 150 ms where elbow, shoulder are"
+    assert graph.wait(lambda: robot.says("watchdog_node: joints", why), "diagnostics").level == WARN
+    arm.timer.reset()
+    count = len(arm.told)
+    graph.wait(lambda: len(arm.told) > count, "arm that is moved again")
+    graph.nodes.stop("edge_node", sign=signal.SIGKILL)
+    graph.wait(lambda: robot.says("watchdog_node: joints", "no valid action for"), "diagnostics")
+    count = len(arm.told)
+    graph.call(Trigger, "/watchdog_node/reset")
+    assert len(arm.told) == count  # it is not told to stand: it holds its last position
+
+
+def test_joints_that_the_watchdog_does_not_know_are_not_moved(graph, tmp_path):
+    joints = manifest()
+    joints["outputs"]["action"] |= {"names": ["shoulder", "wrist"], "interface": "position"}
+    write_bundle(tmp_path / "arm", joints, files())
+    graph.nodes.start("edge_node", {"bundle": tmp_path / "arm"})
+    robot, arm = Robot(graph), Arm(graph)
+    deaf = "nobody listens to /joint_trajectory_raw: has watchdog_node its parameter joints?"
+    graph.wait(lambda: robot.says("edge_node: model", deaf), "diagnostics")
+    graph.nodes.start("watchdog_node", ARM)
+    why = "joint_trajectory: expected joints elbow, shoulder, got shoulder, wrist from /edge_node"
+    assert graph.wait(lambda: robot.says("watchdog_node: joints", why), "diagnostics").latched == "True"
+    assert not arm.told
+
+
+def test_joints_without_limits_are_refused(graph):
+    assert graph.nodes.start("watchdog_node", {**ARM, "joint_min": [0.0]}).wait(30) == 1
+    assert "expected a min, max and max_rate for each of" in graph.nodes.log("watchdog_node").read_text()
 
 
 def test_a_node_whose_inference_hangs_can_be_ended(graph, toy):

@@ -48,7 +48,34 @@ def test_without_time_nothing_speeds_up(dt_s):
     assert limit([0.6, 0.0], [0.3, 0.0], dt_s, DRIVE)[0][0] == 0.3
 
 
+ARM = Limits(("shoulder", "elbow"), (-1.0, 0.5), (1.0, 2.0), (1.0, 8.0), "position")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "was", "may_be"),
+    [
+        (0.31, 0.3, 0.31),
+        (0.9, 0.3, 0.4),  # no faster than its rate,
+        (0.0, 0.3, 0.2),  # which holds toward 0, too
+        (3.0, 0.95, 1.0),
+        (0.9, 1.5, 1.4),  # it was pushed out of its range
+    ],
+)
+def test_a_position_is_in_range_and_changes_no_faster_than_the_rate(wanted, was, may_be):
+    values, notes = limit([wanted, 1.0], [was, 1.0], 0.1, ARM)
+    assert values == pytest.approx([may_be, 1.0])
+    assert notes == (() if wanted == may_be else (f"shoulder {wanted:.3g} limited to {may_be:.3g}",))
+
+
 floats = st.floats(-10, 10)
+
+
+@given(st.tuples(floats, floats), st.tuples(floats, floats), st.floats(0, 1))
+def test_whatever_position_is_asked_no_joint_moves_too_fast_or_further_out_of_its_range(wanted, previous, dt_s):
+    values, _ = limit(wanted, previous, dt_s, ARM)
+    for value, was, low, high, rate in zip(values, previous, ARM.min, ARM.max, ARM.max_rate, strict=True):
+        assert abs(value - was) <= rate * dt_s + 1e-9
+        assert min(low, was) <= value <= max(high, was)
 
 
 @given(st.tuples(floats, floats), st.tuples(st.floats(-0.2, 0.6), st.floats(-2, 2)), st.floats(0, 1))
@@ -71,6 +98,14 @@ def test_limits_for_another_action_do_not_fit():
 
 
 @pytest.mark.parametrize(("low", "high", "rate"), [(0.1, 1, 1), (-1, -0.1, 1), (-1, 1, 0), (math.nan, 1, 1)])
-def test_limits_must_allow_standing_still(low, high, rate):
+def test_limits_of_velocities_must_allow_standing_still(low, high, rate):
     with pytest.raises(EdgeError, match="limits of linear_x: expected min <= 0 <= max"):
         Limits(("linear_x",), (low,), (high,), (rate,))
+
+
+def test_limits_of_positions_need_not_hold_0():
+    assert limit([0.0], [0.6], 1.0, Limits(("elbow",), (0.5,), (2.0,), (1.0,), "position"))[0] == [0.5]
+    with pytest.raises(EdgeError, match=r"limits of elbow: expected min <= max, max_rate > 0, got 2\.0, 0\.5, 1\.0"):
+        Limits(("elbow",), (2.0,), (0.5,), (1.0,), "position")
+    with pytest.raises(EdgeError, match=r"limits: expected each position of .*, got each velocity of"):
+        ARM.narrowed(Limits(ARM.names, (-1, -1), (1, 1), (1, 1)))

@@ -229,3 +229,60 @@ def test_a_reset_does_not_drive_on_against_what_was_told():
     assert dog.latched
     dog.reset()
     assert all(act(dog, t) is None for t in (267, 333, 400, 467)) and dog.reason == "told to stop"
+
+
+ARM = Limits(("shoulder", "elbow"), min=(-1.0, 0.5), max=(1.0, 2.0), max_rate=(1.0, 2.0), interface="position")
+RESTS = (0.5, 1.0)
+
+
+def reach(dog, t_ms, values, at=None):
+    """As `act`, of an arm that has just said where it is."""
+    if at is not None:
+        dog.at(np.array(at), round(t_ms * MS))
+    return act(dog, t_ms, values)
+
+
+def test_an_arm_starts_from_where_it_is_and_no_joint_moves_too_fast():
+    dog = make(ARM)
+    assert dog.stop is None  # a controller that hears nothing holds its position
+    assert reach(dog, 0, (0.9, 0.9), RESTS) is None and reach(dog, 67, (0.9, 0.9), RESTS) is None
+    assert reach(dog, 133, (0.9, 0.9), RESTS).tolist() == pytest.approx([0.65, 0.9])  # what a deadline allows
+    assert dog.within_s == pytest.approx(0.15)
+    assert reach(dog, 200, (0.9, 0.9), (0.65, 0.9)).tolist() == pytest.approx([0.717, 0.9])
+    assert dog.within_s == pytest.approx(0.067)
+    assert dog.reason is None
+
+
+def test_an_arm_that_does_not_say_where_it_is_is_not_moved():
+    dog = make(ARM)
+    assert all(reach(dog, t, RESTS) is None for t in (0, 67, 133, 200))
+    assert dog.reason == "nothing said within 150 ms where shoulder, elbow are"
+    assert [reach(dog, t, RESTS, RESTS) is None for t in (267, 333, 400)] == [True, True, False]
+    assert reach(dog, 467, RESTS, (0.5, np.nan)) is not None  # that was said 67 ms ago
+    assert reach(dog, 550, RESTS) is None
+    assert dog.check(617 * MS) and dog.reason.startswith("no valid action for 150 ms")
+
+
+def test_an_arm_that_is_held_does_not_jump_when_it_is_let_go():
+    dog = make(ARM)
+    for t_ms in range(0, 3000, 60):
+        command = reach(dog, t_ms, (-0.9, 1.0), RESTS)  # it is told to go on, and does not move
+    assert command.tolist() == pytest.approx([0.5 - 0.15 - 0.06, 1.0])
+    assert dog.within_s == pytest.approx(0.15 + 0.06)  # not faster than it may
+
+
+@given(st.lists(st.tuples(st.floats(1, 140), st.floats(-9, 9), st.floats(-9, 9)), min_size=3, max_size=30))
+def test_wherever_an_arm_is_pushed_it_is_told_to_move_no_faster_than_it_may(steps):
+    dog, t_ms, at = make(ARM), 0.0, 0.0
+    for gap_ms, wanted, pushed in steps:
+        t_ms, at = t_ms + gap_ms, at + np.clip(pushed, -0.1, 0.1)
+        command = reach(dog, t_ms, (wanted, 1.0), (at, 1.0))
+        if command is not None:
+            assert abs(command[0] - at) <= 1.0 * dog.within_s + 1e-9
+
+
+def test_a_message_that_no_sane_model_sends_is_a_fault():
+    dog = running(at_ms=200)
+    assert dog.fault("joints of another arm").tolist() == [0, 0]
+    assert dog.latched and dog.reason == "joints of another arm" and dog.counts["refused"] == 3
+    assert act(dog, 267).tolist() == [0, 0]

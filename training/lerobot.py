@@ -35,7 +35,7 @@ from tqdm import tqdm
 from mm_edge import preprocess
 from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError, MissingDependency, RecordingError
-from mm_edge.messages import DRIVEN, TWIST
+from mm_edge.messages import DRIVEN, TWIST, positions_to_ros
 from mm_edge.recording import RecordingWriter, empty_message, named, read, read_metadata, typestore
 from mm_edge.types import NS, Action, Sample, StreamSpec
 from training.recordings import (
@@ -186,7 +186,7 @@ def _write_recording(source: _Dataset, episode: dict[str, Any], path: Path) -> N
 def _trajectory(store: Any, names: Sequence[str], positions: np.ndarray) -> bytes:
     msg = empty_message(store, TRAJECTORY)
     point = empty_message(store, "trajectory_msgs/msg/JointTrajectoryPoint")
-    msg.joint_names, point.positions, msg.points = list(names), positions.astype(np.float64), [point]
+    positions_to_ros(msg, point, 0, names, positions, 0.0)
     return bytes(store.serialize_cdr(msg, TRAJECTORY))
 
 

@@ -117,7 +117,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Label:
-    """The commands to be learned. The limits hold 0, and all that was measured."""
+    """The commands to be learned. The limits hold all that was measured, and of velocities 0."""
 
     topic: str  # key of Recording.topics
     names: tuple[str, ...]
@@ -125,6 +125,7 @@ class Label:
     min: tuple[float, ...]
     max: tuple[float, ...]
     max_rate: tuple[float, ...]  # units per second
+    interface: str = "velocity"  # or "position", as in the manifest
 
 
 def find(folder: str | Path) -> list[Recording]:
@@ -375,11 +376,14 @@ def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
     values = values[np.isfinite(values).all(axis=1)]
     if not len(values) or not names:
         raise RecordingError(f"{recordings[0].path.parent}: {topic}: expected commands, got no finite one")
-    low, high = values.min(axis=0, initial=0.0), values.max(axis=0, initial=0.0)
+    by_position = found[0].gives == "positions"
+    low, high = values.min(axis=0), values.max(axis=0)
+    if not by_position:
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     rates = np.max([_greatest_rate(t, names) for t in found], axis=0)
     units = tuple(("m/s" if n.startswith("linear") else "rad/s") if n in TWIST else "" for n in names)
     plain = [tuple(float(x) for x in limits) for limits in (low, high, np.where(rates > 0, rates, 1.0))]
-    return Label(topic, names, units, *plain)
+    return Label(topic, names, units, *plain, interface="position" if by_position else "velocity")
 
 
 def _columns(topic: Topic, names: Sequence[str]) -> np.ndarray:

@@ -71,15 +71,14 @@ def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[st
     label = label_of(usable, label.topic)  # what is left out sets no limits
     streams = watched(streams_of(usable), usable)
     raw = yaml.safe_load(template.read_text())
-    limits = asdict(label)
-    topic = limits.pop("topic")
-    plain = {key: list(value) for key, value in limits.items()}
+    action = asdict(label)
+    topic = action.pop("topic")
     return _plain(
         {
             **raw,
             "streams": [asdict(spec) for spec in streams],
             "tick": asdict(tick_of(streams)),
-            "action": plain,
+            "action": action,
             "data": {
                 **raw["data"], "folder": str(folder), "label": topic, "words": words_of(usable),
                 "recordings": {str(r.path): identity(r, label) for r in usable},
@@ -152,7 +151,7 @@ def _split(recipe: Recipe) -> tuple[list[Path], list[Path]]:
 
 
 def _logs(recipe: Recipe, paths: Sequence[Path]) -> list[Tables]:
-    label = Label(recipe.data["label"], **{key: tuple(value) for key, value in recipe.action.items()})
+    label = Label(recipe.data["label"], **{k: tuple(v) if isinstance(v, list) else v for k, v in recipe.action.items()})
     vocabulary = Vocabulary(words(recipe)) if recipe.data["words"] else None
     tick, latency_ms = Tick(**recipe.tick), recipe.data["latency_ms"]
     return [
@@ -194,7 +193,7 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
             f"{bundle.path}: an earlier version made it, and kept no identities of recordings: train again"
         )
     assert action is not None, "a robot's bundle has an action"
-    label = Label(data["label"], *(getattr(action, key) for key in ("names", "units", "min", "max", "max_rate")))
+    label = Label(data["label"], action.names, action.units, action.min, action.max, action.max_rate, action.interface)
     recordings = {name_in(folder, recording.path): recording for recording in find(folder)}
     if unknown := set(only) - recordings.keys():
         raise ValueError(f"{folder}: expected recordings among {sorted(recordings)}, got {sorted(unknown)}")

@@ -1,4 +1,5 @@
-"""Runs a bundle on a robot: sensor topics in, cmd_vel_raw out, and on every tick what it did or why it did nothing."""
+"""Runs a bundle on a robot: sensor topics in, cmd_vel_raw out (joint_trajectory_raw if it moves joints), and on every
+tick what it did or why it did nothing."""
 
 from __future__ import annotations
 
@@ -13,15 +14,16 @@ from geometry_msgs.msg import TwistStamped
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.errors import BundleError
 from mm_edge.health import Health
-from mm_edge.messages import DRIVEN, action_to_ros, output_to_json, to_ros
+from mm_edge.messages import DRIVEN, action_to_ros, output_to_json, positions_to_ros, to_ros
 from mm_edge.overlay import draw
 from mm_edge.pipeline import Pipeline
 from mm_edge.safety import Limits
-from mm_edge.types import Output, Sample, Scan
+from mm_edge.types import Action, Output, Sample, Scan
 from mm_edge_ros.bundle_node import BundleNode, take_one_thread
 from mm_edge_ros.node import COMMAND_QOS, ERROR, OK, SENSOR_QOS, WARN, declare, run
 
@@ -41,7 +43,9 @@ class EdgeNode(BundleNode):
         self._scan_yaw = 0.0
         self._sender = f"{self.get_fully_qualified_name()}@{os.getpid()}"  # see watchdog_node.Sources
 
-        self._raw = self.create_publisher(TwistStamped, "cmd_vel_raw", COMMAND_QOS)
+        self._twists = self.create_publisher(TwistStamped, "cmd_vel_raw", COMMAND_QOS)
+        self._positions = self.create_publisher(JointTrajectory, "joint_trajectory_raw", COMMAND_QOS)
+        self._raw = self._twists  # which of the two the bundle takes
         self._outputs = self.create_publisher(String, "edge/output", 10)
         self._overlay = self.create_publisher(Image, "edge/overlay", SENSOR_QOS)
         self.create_service(SetBool, "~/enable", self._on_enable)
@@ -49,9 +53,11 @@ class EdgeNode(BundleNode):
 
     def _open(self, bundle: Bundle, engine: str) -> Pipeline:
         pipeline, outputs = Pipeline(bundle, engine, self._limits(bundle)), bundle.outputs
-        if outputs.action and (unknown := set(outputs.action.names) - set(DRIVEN)):
+        by_position = outputs.action is not None and outputs.action.interface == "position"
+        if outputs.action and not by_position and (unknown := set(outputs.action.names) - set(DRIVEN)):
             # The watchdog would drop it without a word.
             raise BundleError(f"{bundle.path}: a base moves by {' and '.join(DRIVEN)}, this model also by {unknown}")
+        self._raw = self._positions if by_position else self._twists
         images = {spec.name for spec in bundle.streams if spec.kind == "image"}
         self._shown = {outputs.attention.stream} if outputs.attention else images
         self._scan_yaw = math.radians(self.get_parameter("scan_yaw_deg").value)
@@ -63,7 +69,7 @@ class EdgeNode(BundleNode):
         given = [tuple(self.get_parameter(f"limits.{name}").value) for name in ("min", "max", "max_rate")]
         if all(values == (0.0,) for values in given) or bundle.outputs.action is None:
             return None
-        return Limits(bundle.outputs.action.names, *given)
+        return Limits(bundle.outputs.action.names, *given, bundle.outputs.action.interface)
 
     def _begin(self) -> None:
         self._text = ""
@@ -97,9 +103,7 @@ class EdgeNode(BundleNode):
             output = dataclasses.replace(output, action=None, reasons=(*output.reasons, "disabled by ~/enable"))
         if output.action is not None:
             now_ns = self.get_clock().now().nanoseconds
-            msg = TwistStamped()
-            action_to_ros(msg, now_ns, output.action, self._sender)
-            self._raw.publish(msg)
+            self._act(output.action, now_ns)
             self._actions += 1
             anchor_ns = output.sources.get(self._pipeline.bundle.tick.anchor, 0)
             if anchor_ns != self._anchor_ns:  # each frame once, so that a dead camera's age is not taken for latency
@@ -110,6 +114,15 @@ class EdgeNode(BundleNode):
             msg = Image()
             to_ros("image", msg, output.stamp_ns, draw(frame.data, output, self._text), frame.stream)
             self._overlay.publish(msg)
+
+    def _act(self, action: Action, now_ns: int) -> None:
+        if self._raw is self._positions:
+            msg, point = JointTrajectory(), JointTrajectoryPoint()
+            positions_to_ros(msg, point, now_ns, action.names, action.values[0], action.dt_s, self._sender)
+        else:
+            msg = TwistStamped()
+            action_to_ros(msg, now_ns, action, self._sender)
+        self._raw.publish(msg)
 
     # ---- diagnostics
 
@@ -123,6 +136,8 @@ class EdgeNode(BundleNode):
             "latency_p99_ms": f"{p99:.2f}",
         }
         reasons += ["disabled by ~/enable"] * (not self._enabled)
+        if self._raw is self._positions and not self._raw.get_subscription_count():
+            reasons.append(f"nobody listens to {self._raw.topic_name}: has watchdog_node its parameter joints?")
         if trouble:
             return ERROR, trouble, values
         return WARN if reasons else OK, "; ".join(reasons) or "acting", values

@@ -1,4 +1,5 @@
-"""Forwards cmd_vel_raw to cmd_vel, or stops the wheels. A process of its own, so that it outlives the model's."""
+"""Forwards cmd_vel_raw to cmd_vel, or stops the wheels; with the parameter `joints` joint_trajectory_raw to
+joint_trajectory, or nothing. A process of its own, so that it outlives the model's."""
 
 from __future__ import annotations
 
@@ -6,20 +7,24 @@ import contextlib
 import os
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.subscription import Subscription
+from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from mm_edge.messages import DRIVEN, TWIST, twist_from_ros
+from mm_edge.errors import SampleError
+from mm_edge.messages import DRIVEN, TWIST, positions_from_ros, positions_to_ros, twist_from_ros
 from mm_edge.safety import Limits
 from mm_edge.types import NS
-from mm_edge.watchdog import STOP, Watchdog
-from mm_edge_ros.node import COMMAND_QOS, ERROR, OK, STEADY, WARN, declare, diagnostics, run
+from mm_edge.watchdog import Watchdog
+from mm_edge_ros.node import COMMAND_QOS, ERROR, OK, SENSOR_QOS, STEADY, WARN, declare, diagnostics, run
 
 PRIORITY = 50  # real-time, as ros2_control's
 # Deeper than its publisher's: of two sources, neither may hide the other's actions. Best effort, since who is reliable
@@ -34,31 +39,21 @@ class WatchdogNode(Node):
         deadline_ms = declare(
             self, "deadline_ms", 150.0, "longest time between actions, and greatest age of one", 10.0, 5e3
         )
-        linear_min = declare(self, "linear_min", -0.2, "m/s; the robot's limit", -20.0, 0.0)
-        linear_max = declare(self, "linear_max", 0.6, "m/s; the robot's limit", 0.0, 20.0)
-        angular_max = declare(self, "angular_max", 1.8, "rad/s; the robot's limit, both ways", 0.0, 50.0)
-        linear_rate = declare(
-            self, "linear_rate_max", 2.5, "m/s^2; the robot's limit; braking is never slowed", 0.1, 100.0
-        )
-        angular_rate = declare(self, "angular_rate_max", 10.0, "rad/s^2; the robot's limit", 0.1, 1e3)
-        self._stamped = declare(self, "stamped", True, "cmd_vel is a TwistStamped; false: a Twist")
-        self._frame_id = declare(self, "frame_id", "base_link", "header.frame_id of cmd_vel")
-        limits = Limits(
-            DRIVEN,
-            min=(linear_min, -angular_max),
-            max=(linear_max, angular_max),
-            max_rate=(linear_rate, angular_rate),
-        )
-        self._watchdog = Watchdog(limits, deadline_ms)
+        joints = [name for name in declare(self, "joints", [""], "to be moved by position, instead of wheels") if name]
+        self._moved: Base | Arm = Arm(self, joints) if joints else Base(self)
+        self._watchdog = Watchdog(self._moved.limits, deadline_ms)
         self._sources = Sources()
         self._reported: str | None = None
 
-        self._wheels = self.create_publisher(TwistStamped if self._stamped else Twist, "cmd_vel", COMMAND_QOS)
+        self._commands = self.create_publisher(self._moved.type, self._moved.topic, COMMAND_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        raw_type, raw = self._moved.raw_type, f"{self._moved.topic}_raw"
         if hasattr(Subscription, "CallbackType"):
-            self.create_subscription(TwistStamped, "cmd_vel_raw", self._on_action, RAW_QOS)
+            self.create_subscription(raw_type, raw, self._on_action, RAW_QOS)
         else:  # Humble
-            self.create_subscription(TwistStamped, "cmd_vel_raw", lambda msg: self._on_action(msg, {}), RAW_QOS)
+            self.create_subscription(raw_type, raw, lambda msg: self._on_action(msg, {}), RAW_QOS)
+        if joints:
+            self.create_subscription(JointState, "joint_states", self._on_joint_state, SENSOR_QOS)
         # The model's commands, of whoever gives them, and as they are given: an old one has had its effect.
         self.create_subscription(String, "command_text", self._on_command, RAW_QOS)
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -66,45 +61,51 @@ class WatchdogNode(Node):
         self._deadline = self.create_timer(deadline_ms / 1e3, self._on_deadline, clock=STEADY)
         self.create_timer(1.0, self._report, clock=STEADY)
 
-    def _on_action(self, msg: TwistStamped, info: dict[str, Any]) -> None:
+    def _on_action(self, msg: Any, info: dict[str, Any]) -> None:
         source = self._sources.sender(msg.header.frame_id, info.get("publication_sequence_number"))
         stamp_ns = msg.header.stamp.sec * NS + msg.header.stamp.nanosec
-        values = twist_from_ros(msg)[[TWIST.index(name) for name in DRIVEN]]
         now_ros_ns = self.get_clock().now().nanoseconds
-        command = self._watchdog.on_action(source, stamp_ns, values, STEADY.now().nanoseconds, now_ros_ns)
+        try:
+            values = self._moved.values(msg)
+            command = self._watchdog.on_action(source, stamp_ns, values, STEADY.now().nanoseconds, now_ros_ns)
+        except SampleError as error:
+            command = self._watchdog.fault(f"{error} from {source}")
         if command is not None:
             self._send(command)
             if self._watchdog.reason is None:
                 self._deadline.reset()
         self._log()
 
+    def _on_joint_state(self, msg: JointState) -> None:
+        at, joints = dict(zip(msg.name, msg.position)), self._moved.limits.names
+        if at.keys() >= set(joints):  # wheels, or another arm, may tell of themselves on the same topic
+            self._watchdog.at(np.array([at[name] for name in joints]), STEADY.now().nanoseconds)
+
     def _on_command(self, msg: String) -> None:
         if self._watchdog.told(msg.data):
-            self._send(STOP)
+            self._send(self._watchdog.stop)
         self._log()
 
     def _on_deadline(self) -> None:
         if self._watchdog.check(STEADY.now().nanoseconds):
-            self._send(STOP)
+            self._send(self._watchdog.stop)
         self._log()
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success, response.message = True, f"was: {self._watchdog.reason or 'forwarding'}"
         self._watchdog.reset()
-        self._send(STOP)
+        self._send(self._watchdog.stop)
         return response
 
     def destroy_node(self) -> None:
-        """Whoever forwards commands leaves the wheels standing."""
-        self._send(STOP)
-        self._wheels.wait_for_all_acked(Duration(seconds=0.5))
+        """Whoever forwards commands leaves the robot standing."""
+        self._send(self._watchdog.stop)
+        self._commands.wait_for_all_acked(Duration(seconds=0.5))
         super().destroy_node()
 
-    def _send(self, command: Any) -> None:
-        msg = TwistStamped()
-        msg.twist.linear.x, msg.twist.angular.z = float(command[0]), float(command[1])
-        msg.header.stamp, msg.header.frame_id = self.get_clock().now().to_msg(), self._frame_id
-        self._wheels.publish(msg if self._stamped else msg.twist)
+    def _send(self, command: np.ndarray | None) -> None:
+        if command is not None:
+            self._commands.publish(self._moved.message(command, self._watchdog.within_s))
 
     def _log(self) -> None:
         """Say once when it begins to stop, and why, and once when it lets go."""
@@ -113,7 +114,8 @@ class WatchdogNode(Node):
         if state != self._reported:
             self._reported = state
             if dog.reason:
-                self.get_logger().warning(f"wheels stopped: {dog.reason}" + ("; call ~/reset" if dog.latched else ""))
+                hint = "; call ~/reset" if dog.latched else ""
+                self.get_logger().warning(f"{self._moved.name} stopped: {dog.reason}{hint}")
             else:
                 self.get_logger().info("forwarding actions")
 
@@ -122,18 +124,75 @@ class WatchdogNode(Node):
         deaf = self._nobody_listens()
         level = ERROR if dog.latched else WARN if dog.reason or deaf else OK
         values = {"latched": dog.latched, "forwarded": dog.counts["forwarded"], "refused": dog.counts["refused"]}
-        status = (level, "wheels", "; ".join(filter(None, [dog.reason or "forwarding", deaf])), values)
+        status = (level, self._moved.name, "; ".join(filter(None, [dog.reason or "forwarding", deaf])), values)
         self._diagnostics.publish(diagnostics(self, [status]))
 
     def _nobody_listens(self) -> str | None:
-        """Why what is sent moves no wheels, if so."""
-        topic = self.resolve_topic_name("cmd_vel")
-        ours = f"geometry_msgs/msg/{'TwistStamped' if self._stamped else 'Twist'}"
+        """Why what is sent moves nothing, if so."""
+        topic = self.resolve_topic_name(self._moved.topic)
+        ours = f"{self._moved.type.__module__.split('.')[0]}/msg/{self._moved.type.__name__}"
         types = {info.topic_type for info in self.get_subscriptions_info_by_topic(topic)}
         if ours in types:
             return None
-        wanted = f", which is listened to as {', '.join(sorted(types))}: see the parameter stamped" if types else ""
+        hint = ": see the parameter stamped" if isinstance(self._moved, Base) else ""
+        wanted = f", which is listened to as {', '.join(sorted(types))}{hint}" if types else ""
         return f"nobody listens to {topic} as {ours}{wanted}"
+
+
+class Base:
+    """Wheels, moved by twists."""
+
+    name, topic, raw_type = "wheels", "cmd_vel", TwistStamped
+
+    def __init__(self, node: Node):
+        linear_min = declare(node, "linear_min", -0.2, "m/s; the robot's limit", -20.0, 0.0)
+        linear_max = declare(node, "linear_max", 0.6, "m/s; the robot's limit", 0.0, 20.0)
+        angular_max = declare(node, "angular_max", 1.8, "rad/s; the robot's limit, both ways", 0.0, 50.0)
+        linear_rate = declare(
+            node, "linear_rate_max", 2.5, "m/s^2; the robot's limit; braking is never slowed", 0.1, 100.0
+        )
+        angular_rate = declare(node, "angular_rate_max", 10.0, "rad/s^2; the robot's limit", 0.1, 1e3)
+        stamped = declare(node, "stamped", True, "cmd_vel is a TwistStamped; false: a Twist")
+        self._node, self._frame_id = node, declare(node, "frame_id", "base_link", "header.frame_id of cmd_vel")
+        self.type = TwistStamped if stamped else Twist
+        self.limits = Limits(
+            DRIVEN,
+            min=(linear_min, -angular_max),
+            max=(linear_max, angular_max),
+            max_rate=(linear_rate, angular_rate),
+        )
+
+    def values(self, msg: TwistStamped) -> np.ndarray:
+        return twist_from_ros(msg)[[TWIST.index(name) for name in DRIVEN]]
+
+    def message(self, command: np.ndarray, within_s: float) -> Any:
+        msg = TwistStamped()
+        msg.twist.linear.x, msg.twist.angular.z = float(command[0]), float(command[1])
+        msg.header.stamp, msg.header.frame_id = self._node.get_clock().now().to_msg(), self._frame_id
+        return msg if self.type is TwistStamped else msg.twist
+
+
+class Arm:
+    """Joints, moved by positions: one point at a time, to a controller that takes trajectories, such as ros2_control's,
+    and holds the last. Raises EdgeError unless each has its limits."""
+
+    name, topic, raw_type, type = "joints", "joint_trajectory", JointTrajectory, JointTrajectory
+
+    def __init__(self, node: Node, joints: list[str]):
+        texts = {"min": "least position", "max": "greatest position", "rate_max": "greatest speed"}
+        limits = [
+            tuple(declare(node, f"joint_{name}", [0.0], f"{text} of each of the joints, as they give it (rad, m)"))
+            for name, text in texts.items()
+        ]
+        self.limits = Limits(tuple(joints), *limits, interface="position")
+
+    def values(self, msg: JointTrajectory) -> np.ndarray:
+        return positions_from_ros(msg, self.limits.names)
+
+    def message(self, command: np.ndarray, within_s: float) -> JointTrajectory:
+        msg = JointTrajectory()
+        positions_to_ros(msg, JointTrajectoryPoint(), 0, self.limits.names, command, within_s)  # 0: at once
+        return msg
 
 
 class Sources:
