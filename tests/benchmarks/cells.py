@@ -10,7 +10,9 @@ are the same model is checked first: at most 1e-4 of the rates may differ (by on
 decides). Compiling is not in the ratios: `compile_s` is what the first step takes, with nothing cached on disk (batch
 64 finds what batch 16 compiled). `memory_vs_batched`: what PyTorch's allocator holds at most during a step beyond what
 it held before, ours over the batched peer's; `encoder_memory_vs_batched` of the spike encoder alone, without the cell
-and the layer behind it, which hold much the same in both.
+and the layer behind it, which hold much the same in both. `resident...`: the same of a process's resident memory, which
+is what a step really takes: holes are in it that no tensor fits in. Each is measured in a process of its own (Linux and
+glibc); how a heap gets its holes is chance, so these vary.
 
 `as_shipped` is not the same maths: one LIF step a sample and a CfC without backbone, in real time, as the drive model
 has them, beside snntorch and ncps stepped over time in the same sizes.
@@ -20,12 +22,16 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import json
+import multiprocessing
 import os
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +191,51 @@ def peak_mib(form: Callable[[], Any], device: str) -> float:
     return (max(e["args"]["Total Allocated"] for e in memory) - before) / 2**20
 
 
-def measure(batch: int, rounds: int, device: str) -> dict[str, Any]:
+def models(batch: int, device: str) -> tuple[Peer, Any, Tensor]:
+    """The batched peer and ours, and what they are to learn by."""
     torch.manual_seed(0)
     batched = Peer(batched=True).to(device)
+    return batched, Ours(batched).to(device), torch.randn(batch, TIME, FEATURES, device=device) * 2
+
+
+def learning(batched: Peer, ours: Any, x: Tensor) -> dict[str, Callable[[], Any]]:
+    """Of each of which memory is measured, a step."""
+    flat, layers = x.flatten(0, 1), [*batched.fc1.parameters(), *batched.fc2.parameters()]
+    return {
+        "batched": step(batched, list(batched.parameters()), x),
+        "ours": step(ours, list(ours.parameters()), x),
+        "encoder_batched": step(batched.rate, layers, flat),
+        "encoder": step(ours.spikes, list(ours.spikes.parameters()), flat),
+    }
+
+
+def resident_mib(name: str, batch: int) -> float:
+    """The most of a process's memory that is resident during a step beyond what was before; in one that did little
+    else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_resident_mib, name, batch).result()
+
+
+def _resident_mib(name: str, batch: int) -> float:
+    torch.set_num_threads(1)
+    batched, ours, x = models(batch, "cpu")
+    learning(batched, ours, x[:1])[name]()  # loads and compiles
+    form = learning(batched, ours, x)[name]
+
+    def status_mib(key: str) -> float:
+        return int(re.findall(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
+
+    ctypes.CDLL(None).malloc_trim(0)  # what is free and still resident would be used first, and not be seen
+    before = status_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    form()
+    return status_mib("VmHWM") - before
+
+
+def measure(batch: int, rounds: int, device: str) -> dict[str, Any]:
+    batched, ours, x = models(batch, device)
     loop = copy.deepcopy(batched)
     loop.batched = False
-    ours: Any = Ours(batched).to(device)
-    x = torch.randn(batch, TIME, FEATURES, device=device) * 2
     parameters = list(ours.parameters())
     start_s = time.perf_counter()
     step(ours, parameters, x)()
@@ -213,11 +257,11 @@ def measure(batch: int, rounds: int, device: str) -> dict[str, Any]:
     times = interleaved_ms(forms, rounds, device)
     best = "graph" if "graph" in times else "ours"
     vs_loop, vs_batched = ratios(times, "loop", best), ratios(times, "batched", best)
-    encoders = {"encoder_batched": (batched.rate, batched.fc1, batched.fc2), "encoder": (ours.spikes, ours.spikes)}
-    for name, (rate, *layers) in encoders.items():
-        forms[name] = step(rate, [p for layer in layers for p in layer.parameters()], flat)
-        forms[name]()
-    memory_mib = {name: round(peak_mib(forms[name], device), 1) for name in ("batched", "ours", *encoders)}
+    learn = learning(batched, ours, x)
+    for form in learn.values():
+        form()
+    memory_mib = {name: round(peak_mib(form, device), 1) for name, form in learn.items()}
+    resident = {name: round(resident_mib(name, batch), 1) for name in learn} if device == "cpu" else {}
     return {
         "vs_loop": vs_loop[1],
         "vs_batched": vs_batched[1],
@@ -225,6 +269,15 @@ def measure(batch: int, rounds: int, device: str) -> dict[str, Any]:
         "memory_vs_batched": round(memory_mib["ours"] / memory_mib["batched"], 3),
         "encoder_memory_vs_batched": round(memory_mib["encoder"] / memory_mib["encoder_batched"], 3),
         "memory_mib": memory_mib,
+        **(
+            {
+                "resident_vs_batched": round(resident["ours"] / resident["batched"], 3),
+                "encoder_resident_vs_batched": round(resident["encoder"] / resident["encoder_batched"], 3),
+                "resident_mib": resident,
+            }
+            if resident
+            else {}
+        ),
         "compile_s": round(compile_s, 1),
         "ms": {name: round(statistics.median(values), 3) for name, values in times.items()},
         "rates_that_differ": differ,
