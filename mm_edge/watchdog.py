@@ -8,8 +8,8 @@
         ...
 
 A base stands when it is sent zeros, `watchdog.stop`. Joints that are moved by position stand when they are sent
-nothing: a controller holds the last position that it reached. Of them the watchdog must hear where they are, `at`:
-nothing is forwarded that is further from there than they may go until a deadline has passed.
+nothing: a controller holds the last position that it reached. Of them the watchdog must hear where they are, `at`: none
+is sent further from there than it may go in a deadline and the time since the last action.
 
 It reads no clock. Deadlines run on the steady clock, since a robot's ROS clock may jump, or stand still.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 
@@ -50,8 +50,9 @@ class Watchdog:
         future_tolerance_ms: how far a stamp may lie ahead of the ROS clock.
 
     Attributes: reason, why the robot stands, None while actions pass; latched; counts of `forwarded` and `refused`;
-        stop, the command to stand, None if that is silence; within_s, the time in which a position is to be reached
-        that was forwarded last, so that no joint moves faster than its limit.
+        limited, what the limits changed in the action that was forwarded last; stop, the command to stand, None if that
+        is silence; within_s, the time in which a position is to be reached that was forwarded last, so that no joint
+        moves faster than its limit.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Watchdog:
         future_tolerance_ms: float = 50.0,
     ):
         self._limits, self._by_position = limits, limits.interface == "position"
+        self._low, self._high, self._rate = (np.array(each) for each in (limits.min, limits.max, limits.max_rate))
         self.stop = None if self._by_position else np.zeros(len(limits.names))
         self.within_s = 0.0
         self._deadline_ns = round(deadline_ms * 1e6)
@@ -69,6 +71,7 @@ class Watchdog:
         self._clear_after = clear_after
         self.counts: Counter[str] = Counter()
         self._told = ""  # to stop, in these words
+        self._leash = self._rate * deadline_ms / 1e3
         self.reset()
 
     def reset(self) -> None:
@@ -79,8 +82,11 @@ class Watchdog:
         self._heard_ns = self._valid_ns = self._woke_ns = -self._deadline_ns
         self._looked_ns: float = math.inf  # it cannot have slept before it first looked
         self._valid = self._stamp_ns = self._ros_ns = 0
-        self._at, self._at_ns = np.zeros(len(self._limits.names)), -self._deadline_ns  # where the joints were, and when
-        self._sent, self._sent_ns = self._at, -self._deadline_ns  # what was forwarded last, and when
+        self.limited: tuple[str, ...] = ()
+        self._why = ""  # the last action was of no use
+        n = len(self._limits.names)
+        self._at, self._at_ns = np.zeros(n), np.full(n, -self._deadline_ns)  # where each joint was, and when
+        self._sent, self._sent_ns = np.zeros(n), -self._deadline_ns  # what was forwarded last, and when
 
     def on_action(
         self, source: Hashable, stamp_ns: int, values: np.ndarray, now_steady_ns: int, now_ros_ns: int
@@ -100,6 +106,7 @@ class Watchdog:
         useless = self._useless(stamp_ns, now_steady_ns, now_ros_ns)
         if self._told:
             useless = self.reason = f"told to {self._told}"
+        self._why = useless or ""
         if useless:
             self.counts["refused"] += 1
             self._valid = 0
@@ -113,17 +120,15 @@ class Watchdog:
             self.reason = f"{self._valid} valid actions of {self._clear_after} before driving on"
             return None
         if self.reason:
-            self.reason, self._sent = None, self._at  # zeros, of what is moved by velocity
+            self.reason, self._sent = None, self._at.copy()  # zeros, of what is moved by velocity
         dt_s = min(now_steady_ns - self._sent_ns, self._deadline_ns) / NS
-        if self._by_position:
-            leash = np.array(self._limits.max_rate) * self._deadline_ns / NS
-            self._sent = np.clip(self._sent, self._at - leash, self._at + leash)  # what is blocked does not jump later
-        allowed, _ = limit(values.tolist(), self._sent.tolist(), dt_s, self._limits)
+        if self._by_position:  # what is blocked does not jump later
+            self._sent = np.clip(self._sent, self._at - self._leash, self._at + self._leash)
+        allowed, self.limited = limit(values.tolist(), self._sent.tolist(), dt_s, self._limits)
         assert allowed is not None, "a fault was looked for before"
         self._sent, self._sent_ns = np.array(allowed), now_steady_ns
         if self._by_position:
-            way_s = np.abs(self._sent - self._at) / self._limits.max_rate
-            self.within_s = max(1e-3, dt_s, float(way_s.max()))
+            self.within_s = max(1e-3, dt_s, float((np.abs(self._sent - self._at) / self._rate).max()))
         self.counts["forwarded"] += 1
         return self._sent
 
@@ -134,10 +139,11 @@ class Watchdog:
             self.latched, self.reason = True, why
         return self.stop
 
-    def at(self, positions: np.ndarray, now_steady_ns: int) -> None:
-        """Where the joints are, (A,), as they say themselves."""
-        if np.isfinite(positions).all():
-            self._at, self._at_ns = positions, now_steady_ns
+    def at(self, positions: Mapping[str, float], now_steady_ns: int) -> None:
+        """Where joints are, as they say themselves: all of them, or some, others among them or not."""
+        for i, name in enumerate(self._limits.names):
+            if math.isfinite(position := positions.get(name, math.nan)):
+                self._at[i], self._at_ns[i] = position, now_steady_ns
 
     def told(self, text: str) -> bool:
         """A command that the model gets, too: must the robot stand because of it? If it consists of STOP_WORDS,
@@ -163,6 +169,7 @@ class Watchdog:
         silent_ns = now_steady_ns - self._valid_ns
         if self.reason is None and silent_ns >= self._deadline_ns:
             self.reason = f"no valid action for {silent_ns / 1e6:.0f} ms, {self._deadline_ns / 1e6:.0f} ms allowed"
+            self.reason += f": {self._why}" if self._why else ""
 
     def _useless(self, stamp_ns: int, now_steady_ns: int, now_ros_ns: int) -> str | None:
         """Why an action that is no fault must not be forwarded either."""
@@ -174,8 +181,19 @@ class Watchdog:
             return f"the last action was {age_ms:.0f} ms old, {allowed_ms:.0f} ms allowed"
         if again:  # whoever decides by a clock that stands still decides on what it saw long ago
             return "an action with a stamp not newer than the last: does the ROS clock stand still?"
-        if self._by_position and now_steady_ns - self._at_ns >= self._deadline_ns:
-            return f"nothing said within {allowed_ms:.0f} ms where {', '.join(self._limits.names)} are"
+        return self._adrift(now_steady_ns) if self._by_position else None
+
+    def _adrift(self, now_steady_ns: int) -> str | None:
+        """Why joints must not be moved from where they are. Out of range by a little, they are led back; by more than
+        that, the limits are more likely wrong than the arm."""
+        silent = now_steady_ns - self._at_ns >= self._deadline_ns
+        if silent.any():
+            names = ", ".join(name for name, is_silent in zip(self._limits.names, silent) if is_silent)
+            return f"nothing said for {self._deadline_ns / 1e6:.0f} ms where these are: {names}"
+        out = (self._at < self._low - self._leash) | (self._at > self._high + self._leash)
+        for name, is_out, at, low, high in zip(self._limits.names, out, self._at, self._low, self._high):
+            if is_out:
+                return f"{name} is at {at:.3g}, its limits are {low:g} to {high:g}: in its unit, in the same order?"
         return None
 
     def _fault(

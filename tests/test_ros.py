@@ -449,7 +449,7 @@ def test_a_model_that_moves_what_no_base_has_is_refused(graph, tmp_path):
     sideways["outputs"]["action"]["names"] = ["linear_x", "linear_y"]
     write_bundle(tmp_path / "sideways", sideways, files())
     assert graph.nodes.start("edge_node", {"bundle": tmp_path / "sideways"}).wait(30) == 1
-    assert "this model also by {'linear_y'}" in graph.nodes.log("edge_node").read_text()
+    assert "this model also by linear_y (joints move by position alone)" in graph.nodes.log("edge_node").read_text()
 
 
 ARM = {"joints": ["elbow", "shoulder"], "joint_min": [-1.0, 0.2], "joint_max": [1.0, 1.2], "joint_rate_max": [1.0, 0.8]}
@@ -491,7 +491,7 @@ def test_a_model_of_joints_moves_an_arm_from_where_it_is(graph, tmp_path):
     assert graph.wait(lambda: robot.says("watchdog_node: joints", "forwarding"), "diagnostics").refused == "2"
 
     arm.timer.cancel()
-    why = "nothing said within 150 ms where elbow, shoulder are"
+    why = "nothing said for 150 ms where these are: elbow, shoulder"
     assert graph.wait(lambda: robot.says("watchdog_node: joints", why), "diagnostics").level == WARN
     arm.timer.reset()
     count = len(arm.told)
@@ -519,7 +519,19 @@ def test_joints_that_the_watchdog_does_not_know_are_not_moved(graph, tmp_path):
 
 def test_joints_without_limits_are_refused(graph):
     assert graph.nodes.start("watchdog_node", {**ARM, "joint_min": [0.0]}).wait(30) == 1
-    assert "expected a min, max and max_rate for each of" in graph.nodes.log("watchdog_node").read_text()
+    why = "joint_min: expected 2 numbers, one for each of joints, got"
+    assert why in graph.nodes.log("watchdog_node").read_text()
+    assert graph.nodes.start("watchdog_node", {**ARM, "joint_max": [1, 2]}, name="whole").wait(30) == 1
+    assert "in YAML a whole number is 1.0" in graph.nodes.log("whole").read_text()
+
+
+def test_a_robot_can_begin_disabled(graph, toy):
+    graph.nodes.start("edge_node", {"bundle": toy, "enabled": False})
+    robot = Robot(graph)
+    assert graph.wait(robot.output, "output").reasons[-1] == "disabled by ~/enable"
+    graph.call(SetBool, "/edge_node/enable", data=True)
+    robot.text.publish(String(data="go"))
+    graph.wait(robot.acts, "action")
 
 
 def test_a_node_whose_inference_hangs_can_be_ended(graph, toy):

@@ -238,7 +238,7 @@ RESTS = (0.5, 1.0)
 def reach(dog, t_ms, values, at=None):
     """As `act`, of an arm that has just said where it is."""
     if at is not None:
-        dog.at(np.array(at), round(t_ms * MS))
+        dog.at(dict(zip(ARM.names, at)), round(t_ms * MS))
     return act(dog, t_ms, values)
 
 
@@ -250,17 +250,35 @@ def test_an_arm_starts_from_where_it_is_and_no_joint_moves_too_fast():
     assert dog.within_s == pytest.approx(0.15)
     assert reach(dog, 200, (0.9, 0.9), (0.65, 0.9)).tolist() == pytest.approx([0.717, 0.9])
     assert dog.within_s == pytest.approx(0.067)
-    assert dog.reason is None
+    assert dog.reason is None and dog.limited == ("shoulder 0.9 limited to 0.717",)
 
 
 def test_an_arm_that_does_not_say_where_it_is_is_not_moved():
     dog = make(ARM)
     assert all(reach(dog, t, RESTS) is None for t in (0, 67, 133, 200))
-    assert dog.reason == "nothing said within 150 ms where shoulder, elbow are"
+    assert dog.reason == "nothing said for 150 ms where these are: shoulder, elbow"
     assert [reach(dog, t, RESTS, RESTS) is None for t in (267, 333, 400)] == [True, True, False]
     assert reach(dog, 467, RESTS, (0.5, np.nan)) is not None  # that was said 67 ms ago
-    assert reach(dog, 550, RESTS) is None
-    assert dog.check(617 * MS) and dog.reason.startswith("no valid action for 150 ms")
+    assert reach(dog, 550, RESTS, (0.5, np.nan)) is None
+    why = "no valid action for 150 ms, 150 ms allowed: nothing said for 150 ms where these are: elbow"
+    assert dog.check(617 * MS) and dog.reason == why
+
+
+def test_joints_may_speak_for_themselves():
+    dog = make(ARM)
+    for t_ms in (0, 67, 133):
+        dog.at({"shoulder": 0.5, "wheel": 9.0}, t_ms * MS)  # with a driver each
+        dog.at({"elbow": 1.0}, t_ms * MS)
+        command = act(dog, t_ms, RESTS)
+    assert command.tolist() == list(RESTS)
+
+
+def test_limits_that_an_arm_is_far_from_move_nothing():
+    dog = make(Limits(ARM.names, (-57.0, 28.0), (57.0, 114.0), (57.0, 114.0), "position"))  # degrees
+    assert all(reach(dog, t, RESTS, RESTS) is None for t in (0, 67, 133, 200))
+    assert dog.reason == "elbow is at 1, its limits are 28 to 114: in its unit, in the same order?"
+    dog = make(ARM)
+    assert [reach(dog, t, RESTS, (1.1, 1.0)) is None for t in (0, 67, 133)] == [True, True, False]  # led back
 
 
 def test_an_arm_that_is_held_does_not_jump_when_it_is_let_go():
@@ -275,7 +293,7 @@ def test_an_arm_that_is_held_does_not_jump_when_it_is_let_go():
 def test_wherever_an_arm_is_pushed_it_is_told_to_move_no_faster_than_it_may(steps):
     dog, t_ms, at = make(ARM), 0.0, 0.0
     for gap_ms, wanted, pushed in steps:
-        t_ms, at = t_ms + gap_ms, at + np.clip(pushed, -0.1, 0.1)
+        t_ms, at = t_ms + gap_ms, np.clip(at + np.clip(pushed, -0.1, 0.1), -1.1, 1.1)
         command = reach(dog, t_ms, (wanted, 1.0), (at, 1.0))
         if command is not None:
             assert abs(command[0] - at) <= 1.0 * dog.within_s + 1e-9

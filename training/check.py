@@ -128,7 +128,8 @@ class Report:
             lines.append("  ".join(cells).rstrip())
         b, label = self.balance, self.label
         turns = "" if b.left is None or b.right is None else f", turning left {b.left:.0%}, right {b.right:.0%}"
-        lines += ["", f"commands on {label.topic}: {b.commands}, standing {b.standing:.0%}{turns}"]
+        what = "positions" if label.interface == "position" else "velocities"
+        lines += ["", f"commands on {label.topic}: {b.commands} {what}, standing {b.standing:.0%}{turns}"]
         for name, unit, low, high, rate in zip(label.names, label.units, label.min, label.max, label.max_rate):
             most = max(1, *b.histogram[name])
             bars = "".join(BARS[-(-8 * n // most)] for n in b.histogram[name])

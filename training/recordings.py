@@ -361,8 +361,9 @@ def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
             + "".join(f"; {recording.error}" for recording in recordings if recording.error)
         )
 
-    def preference(name: str) -> tuple[bool, bool, bool, int]:
-        return name.endswith("expert/cmd_vel"), name.split("/")[-1] == "cmd_vel", "cmd_vel" in name, counts[name]
+    def preference(name: str) -> tuple[bool, bool, bool, bool, int]:  # what is raw, a watchdog may have stopped
+        last, wheels = name.split("/")[-1], "cmd_vel" in name
+        return name.endswith("expert/cmd_vel"), last == "cmd_vel", wheels, not last.endswith("_raw"), counts[name]
 
     topic = topic or max(sorted(counts), key=preference)
     found = alike([r.topics[topic] for r in recordings if topic in r.topics and len(r.topics[topic].values)])
@@ -452,6 +453,8 @@ def commands_of(recording: Recording, label: Label) -> tuple[np.ndarray, np.ndar
     """When (ns, log time) and what (n, dims) was commanded; n = 0 if that is not known."""
     topic = recording.topics.get(label.topic)
     if topic is None or not len(topic.values) or not set(label.names) <= set(topic.names):
+        return np.zeros(0, np.int64), np.zeros((0, len(label.names)), np.float32)
+    if (topic.gives == "positions") != (label.interface == "position"):
         return np.zeros(0, np.int64), np.zeros((0, len(label.names)), np.float32)
     return topic.arrival_ns, _columns(topic, label.names)
 

@@ -323,7 +323,7 @@ def _print(report: dict[str, Any]) -> None:
         print(f"{name:<12}{p50} ms p50, {p99} ms p99, {what}")
     print(f"engine      {report['engine']}, {report['cores']:.1%} of a core for all of this")
     for name, counts in report["streams"].items():
-        print(f"{name:<12}{', '.join(f'{n} {what}' for what, n in counts.items()) or 'nothing came'}")
+        print(f"{name:<11} {', '.join(f'{n} {what}' for what, n in counts.items()) or 'nothing came'}")
     for label, times in report["events"].items():
         print(f"event       {label}, {times} times")
     for what in ("reasons", "notes"):

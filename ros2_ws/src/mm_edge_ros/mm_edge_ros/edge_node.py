@@ -37,7 +37,8 @@ class EdgeNode(BundleNode):
         declare(self, "publish_overlay", True, "publish edge/overlay while somebody subscribes to it")
         for name, what in (("min", "least"), ("max", "greatest"), ("max_rate", "greatest change a second")):
             declare(self, f"limits.{name}", [0.0], f"the robot's {what} of each action value; a single 0: the bundle's")
-        self._enabled, self._text = True, ""
+        self._enabled = declare(self, "enabled", True, "move at once; false: not before ~/enable says so")
+        self._text = ""
         self._latency_ms: deque[float] = deque(maxlen=10_000)
         self._anchor_ns = self._actions = 0
         self._scan_yaw = 0.0
@@ -56,7 +57,11 @@ class EdgeNode(BundleNode):
         by_position = outputs.action is not None and outputs.action.interface == "position"
         if outputs.action and not by_position and (unknown := set(outputs.action.names) - set(DRIVEN)):
             # The watchdog would drop it without a word.
-            raise BundleError(f"{bundle.path}: a base moves by {' and '.join(DRIVEN)}, this model also by {unknown}")
+            names = ", ".join(sorted(unknown))
+            raise BundleError(
+                f"{bundle.path}: a base moves by {' and '.join(DRIVEN)}, this model also by {names} (joints move by "
+                "position alone)"
+            )
         self._raw = self._positions if by_position else self._twists
         images = {spec.name for spec in bundle.streams if spec.kind == "image"}
         self._shown = {outputs.attention.stream} if outputs.attention else images

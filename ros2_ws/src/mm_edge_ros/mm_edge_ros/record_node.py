@@ -65,7 +65,9 @@ class RecordNode(Node):
                 self._stamped[spec.name] = topic
         if self._bundle:
             self._metadata["bundle"] = self._bundle.id
-            names = ["edge/output", "cmd_vel_raw", "cmd_vel", *names]
+            action = self._bundle.outputs.action
+            commands = "joint_trajectory" if action and action.interface == "position" else "cmd_vel"
+            names = ["edge/output", f"{commands}_raw", commands, *names]
         for topic in map(self._resolve, filter(None, names)):
             self._sources.setdefault(topic, Source(self, topic, self._take))
         if own := sorted({recording.TICK, recording.META, recording.OUTCOME} & self._sources.keys()):

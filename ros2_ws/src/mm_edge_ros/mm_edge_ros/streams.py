@@ -25,12 +25,9 @@ COMPRESSED = "sensor_msgs/msg/CompressedImage"
 def topics(specs: Iterable[StreamSpec]) -> dict[str, str]:
     """Stream -> relative topic: the usual name of its kind if it is the only one, else `<stream>/<usual name>`."""
     specs = tuple(specs)
-    kinds = Counter(spec.kind for spec in specs)
-    names = {}
-    for spec in specs:
-        usual = TOPICS.get(spec.kind)
-        names[spec.name] = spec.name if usual is None else usual if kinds[spec.kind] == 1 else f"{spec.name}/{usual}"
-    return names
+    usual = {spec.name: "joint_states" if spec.joints else TOPICS.get(spec.kind, spec.name) for spec in specs}
+    counts = Counter(usual.values())
+    return {name: topic if counts[topic] == 1 else f"{name}/{topic}" for name, topic in usual.items()}
 
 
 def message_class(type_name: str) -> Any:

@@ -19,7 +19,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from mm_edge.errors import SampleError
+from mm_edge.errors import EdgeError, SampleError
 from mm_edge.messages import DRIVEN, TWIST, positions_from_ros, positions_to_ros, twist_from_ros
 from mm_edge.safety import Limits
 from mm_edge.types import NS
@@ -39,7 +39,8 @@ class WatchdogNode(Node):
         deadline_ms = declare(
             self, "deadline_ms", 150.0, "longest time between actions, and greatest age of one", 10.0, 5e3
         )
-        joints = [name for name in declare(self, "joints", [""], "to be moved by position, instead of wheels") if name]
+        joints = declare(self, "joints", [""], "to be moved by position, instead of wheels") or []
+        joints = [name for name in joints if name]
         self._moved: Base | Arm = Arm(self, joints) if joints else Base(self)
         self._watchdog = Watchdog(self._moved.limits, deadline_ms)
         self._sources = Sources()
@@ -77,9 +78,7 @@ class WatchdogNode(Node):
         self._log()
 
     def _on_joint_state(self, msg: JointState) -> None:
-        at, joints = dict(zip(msg.name, msg.position)), self._moved.limits.names
-        if at.keys() >= set(joints):  # wheels, or another arm, may tell of themselves on the same topic
-            self._watchdog.at(np.array([at[name] for name in joints]), STEADY.now().nanoseconds)
+        self._watchdog.at(dict(zip(msg.name, msg.position)), STEADY.now().nanoseconds)
 
     def _on_command(self, msg: String) -> None:
         if self._watchdog.told(msg.data):
@@ -124,6 +123,7 @@ class WatchdogNode(Node):
         deaf = self._nobody_listens()
         level = ERROR if dog.latched else WARN if dog.reason or deaf else OK
         values = {"latched": dog.latched, "forwarded": dog.counts["forwarded"], "refused": dog.counts["refused"]}
+        values["limited"] = "; ".join(dog.limited)
         status = (level, self._moved.name, "; ".join(filter(None, [dog.reason or "forwarding", deaf])), values)
         self._diagnostics.publish(diagnostics(self, [status]))
 
@@ -179,11 +179,14 @@ class Arm:
     name, topic, raw_type, type = "joints", "joint_trajectory", JointTrajectory, JointTrajectory
 
     def __init__(self, node: Node, joints: list[str]):
-        texts = {"min": "least position", "max": "greatest position", "rate_max": "greatest speed"}
-        limits = [
-            tuple(declare(node, f"joint_{name}", [0.0], f"{text} of each of the joints, as they give it (rad, m)"))
-            for name, text in texts.items()
-        ]
+        if len(set(joints)) < len(joints):
+            raise EdgeError(f"joints: expected each once, got {joints}")
+        limits = []
+        for name, text in {"min": "least position", "max": "greatest position", "rate_max": "greatest speed"}.items():
+            values = declare(node, f"joint_{name}", [0.0], f"{text} of each of the joints, as they give it (rad, m)")
+            if len(values or ()) != len(joints):
+                raise EdgeError(f"joint_{name}: expected {len(joints)} numbers, one for each of joints, got {values}")
+            limits.append(tuple(values))
         self.limits = Limits(tuple(joints), *limits, interface="position")
 
     def values(self, msg: JointTrajectory) -> np.ndarray:
