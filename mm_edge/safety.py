@@ -1,6 +1,6 @@
-"""The last word on an action: it is finite, in range, and changes no faster than the robot may. To brake is never slow.
+"""The last word on an action: finite, in range, and changing no faster than the robot may. Braking is never slowed.
 
-All comparisons are written so that NaN fails them.
+All comparisons are written so that an action that is NaN fails them.
 """
 
 from __future__ import annotations

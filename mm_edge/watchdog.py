@@ -8,8 +8,8 @@
         ...
 
 A base stands when it is sent zeros, `watchdog.stop`. Joints that are moved by position stand when they are sent
-nothing: a controller holds the last position that it reached. Of them the watchdog must hear where they are, `at`: none
-is sent further from there than it may go in a deadline and the time since the last action.
+nothing: a controller holds the last position that it reached. Of them the watchdog must hear where they are, `at`: a
+joint that does not follow is not sent further and further away, so that it does not jump once it is let go.
 
 It reads no clock. Deadlines run on the steady clock, since a robot's ROS clock may jump, or stand still.
 """
@@ -65,6 +65,8 @@ class Watchdog:
         self._limits, self._by_position = limits, limits.interface == "position"
         self._low, self._high, self._rate = (np.array(each) for each in (limits.min, limits.max, limits.max_rate))
         self.stop = None if self._by_position else np.zeros(len(limits.names))
+        if self.stop is not None:
+            self.stop.flags.writeable = False
         self.within_s = 0.0
         self._deadline_ns = round(deadline_ms * 1e6)
         self._future_ns = round(future_tolerance_ms * 1e6)
@@ -85,7 +87,8 @@ class Watchdog:
         self.limited: tuple[str, ...] = ()
         self._why = ""  # the last action was of no use
         n = len(self._limits.names)
-        self._at, self._at_ns = np.zeros(n), np.full(n, -self._deadline_ns)  # where each joint was, and when
+        self._at, self._said_ns = np.zeros(n), np.full(n, -self._deadline_ns)  # where each joint said it is, and when
+        self._at_ns = self._said_ns.copy()  # when that was certain
         self._sent, self._sent_ns = np.zeros(n), -self._deadline_ns  # what was forwarded last, and when
 
     def on_action(
@@ -122,15 +125,19 @@ class Watchdog:
         if self.reason:
             self.reason, self._sent = None, self._at.copy()  # zeros, of what is moved by velocity
         dt_s = min(now_steady_ns - self._sent_ns, self._deadline_ns) / NS
-        if self._by_position:  # what is blocked does not jump later
-            self._sent = np.clip(self._sent, self._at - self._leash, self._at + self._leash)
         allowed, self.limited = limit(values.tolist(), self._sent.tolist(), dt_s, self._limits)
         assert allowed is not None, "a fault was looked for before"
-        self._sent, self._sent_ns = np.array(allowed), now_steady_ns
+        command = np.array(allowed)
         if self._by_position:
-            self.within_s = max(1e-3, dt_s, float((np.abs(self._sent - self._at) / self._rate).max()))
+            # Not further ahead of a joint than it is already, or may go in a deadline: what sags is not let down.
+            room = np.maximum(self._leash, np.abs(self._sent - self._at))
+            command = np.clip(command, self._at - room, self._at + room)
+            # It may have gone on since it said where it is, and the other way.
+            way_s = np.abs(command - self._at) / self._rate + (now_steady_ns - self._at_ns) / NS
+            self.within_s = max(1e-3, dt_s, float(way_s.max()))
+        self._sent, self._sent_ns = command, now_steady_ns
         self.counts["forwarded"] += 1
-        return self._sent
+        return command.copy()
 
     def fault(self, why: str) -> np.ndarray | None:
         """Stop until `reset`: an action was refused that no sane model sends. Returns `stop`."""
@@ -140,10 +147,14 @@ class Watchdog:
         return self.stop
 
     def at(self, positions: Mapping[str, float], now_steady_ns: int) -> None:
-        """Where joints are, as they say themselves: all of them, or some, others among them or not."""
+        """Where joints are, as they say themselves: all of them, or some, others among them or not. One that is
+        suddenly elsewhere has two drivers, or one that begins; where it is, is certain once that is said twice."""
         for i, name in enumerate(self._limits.names):
             if math.isfinite(position := positions.get(name, math.nan)):
-                self._at[i], self._at_ns[i] = position, now_steady_ns
+                reach = self._leash[i] + self._rate[i] * (now_steady_ns - self._said_ns[i]) / NS
+                certain = abs(position - self._at[i]) <= reach
+                self._at_ns[i] = now_steady_ns if certain else -self._deadline_ns
+                self._at[i], self._said_ns[i] = position, now_steady_ns
 
     def told(self, text: str) -> bool:
         """A command that the model gets, too: must the robot stand because of it? If it consists of STOP_WORDS,
@@ -189,7 +200,7 @@ class Watchdog:
         silent = now_steady_ns - self._at_ns >= self._deadline_ns
         if silent.any():
             names = ", ".join(name for name, is_silent in zip(self._limits.names, silent) if is_silent)
-            return f"nothing said for {self._deadline_ns / 1e6:.0f} ms where these are: {names}"
+            return f"joint_states is silent, or contradicts itself, about {names}"
         out = (self._at < self._low - self._leash) | (self._at > self._high + self._leash)
         for name, is_out, at, low, high in zip(self._limits.names, out, self._at, self._low, self._high):
             if is_out:
@@ -205,6 +216,11 @@ class Watchdog:
             return f"two sources at the same time: {self._source} and {source}"
         if not np.isfinite(values).all():
             return f"action not finite: {values} from {source}"
+        if self._by_position:
+            span = self._high - self._low
+            for name, wanted, low, high in zip(self._limits.names, values, self._low - span, self._high + span):
+                if not low <= wanted <= high:
+                    return f"{name} is to go to {wanted:.3g}, far out of its limits: in its unit? From {source}"
         if stamp_ns - now_ros_ns > self._future_ns:
             return f"action of {source} stamped {(stamp_ns - now_ros_ns) / 1e6:.0f} ms in the future"
         return None

@@ -667,6 +667,8 @@ def test_a_dimension_that_never_moves_costs_no_more_than_another():
     recipe = SimpleNamespace(action={"min": [0.0, 0.0], "max": [1.0, 0.0]}, train=SimpleNamespace(weights={}))
     total, _ = loss(recipe, None, batch, out)
     assert total == pytest.approx(0.4 - 0.15 / 2)  # 0.1 of a quarter, less half of beta
+    recipe.action = {"min": [0.0, 0.999], "max": [1.0, 1.0]}  # nor a joint that is held, with a little noise
+    assert loss(recipe, None, batch, out)[0] == total
 
 
 def test_recordings_of_the_simulator_can_be_learned_from(tmp_path, capsys):

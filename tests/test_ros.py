@@ -488,10 +488,10 @@ def test_a_model_of_joints_moves_an_arm_from_where_it_is(graph, tmp_path):
     graph.wait(lambda: arm.at["shoulder"] == pytest.approx(1.2), "arm at its limit")
     assert 0.5 < arm.told[0]["shoulder"] < 0.63  # from where it was, by what it may move in a deadline
     assert max(arm.speeds) <= 1.0 + 1e-6 and arm.at["elbow"] == pytest.approx(0.05, abs=0.1)
-    assert graph.wait(lambda: robot.says("watchdog_node: joints", "forwarding"), "diagnostics").refused == "2"
+    graph.wait(lambda: robot.says("watchdog_node: joints", "forwarding"), "diagnostics")
 
     arm.timer.cancel()
-    why = "nothing said for 150 ms where these are: elbow, shoulder"
+    why = "joint_states is silent, or contradicts itself, about elbow, shoulder"
     assert graph.wait(lambda: robot.says("watchdog_node: joints", why), "diagnostics").level == WARN
     arm.timer.reset()
     count = len(arm.told)
@@ -526,7 +526,7 @@ def test_joints_without_limits_are_refused(graph):
 
 
 def test_a_robot_can_begin_disabled(graph, toy):
-    graph.nodes.start("edge_node", {"bundle": toy, "enabled": False})
+    graph.nodes.start("edge_node", {"bundle": toy, "enabled_at_start": False})
     robot = Robot(graph)
     assert graph.wait(robot.output, "output").reasons[-1] == "disabled by ~/enable"
     graph.call(SetBool, "/edge_node/enable", data=True)

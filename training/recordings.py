@@ -454,8 +454,6 @@ def commands_of(recording: Recording, label: Label) -> tuple[np.ndarray, np.ndar
     topic = recording.topics.get(label.topic)
     if topic is None or not len(topic.values) or not set(label.names) <= set(topic.names):
         return np.zeros(0, np.int64), np.zeros((0, len(label.names)), np.float32)
-    if (topic.gives == "positions") != (label.interface == "position"):
-        return np.zeros(0, np.int64), np.zeros((0, len(label.names)), np.float32)
     return topic.arrival_ns, _columns(topic, label.names)
 
 

@@ -167,6 +167,8 @@ def _text(recipe: Recipe) -> str | None:
 def loss(recipe: Recipe, model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
     """Not squared: where a driver might pass on the left or on the right, the mean of both is the obstacle."""
     low, high = (out.output.new_tensor(recipe.action[key]) for key in ("min", "max"))
+    # Of positions, too, with 0, where they begin: a joint that hardly moves would outweigh all others.
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     scale = torch.where(high > low, high - low, 1.0) / 4  # what never moves has no range
     error = F.smooth_l1_loss(out.output / scale, batch.labels["action"] / scale, reduction="none", beta=0.15).mean(-1)
     weight = batch.labels["weight"] * batch.valid.squeeze(-1)
@@ -206,6 +208,11 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
             )  # fmt: skip
         except RecordingError as error:
             scores[name] = {"error": str(error)}
+            continue
+        given = recordings[name].topics[label.topic].gives if label.topic in recordings[name].topics else ""
+        if given and (given == "positions") != (label.interface == "position"):
+            why = f"expected a {label.interface} of each of {list(label.names)}, got {given}"
+            scores[name] = {"error": f"{recordings[name].path}: {why} (an old model knew no difference: train again)"}
             continue
         if not log.labels["weight"].any():
             scores[name] = {"error": f"{recordings[name].path}: expected commands {list(label.names)} on {label.topic}"}

@@ -37,7 +37,7 @@ class EdgeNode(BundleNode):
         declare(self, "publish_overlay", True, "publish edge/overlay while somebody subscribes to it")
         for name, what in (("min", "least"), ("max", "greatest"), ("max_rate", "greatest change a second")):
             declare(self, f"limits.{name}", [0.0], f"the robot's {what} of each action value; a single 0: the bundle's")
-        self._enabled = declare(self, "enabled", True, "move at once; false: not before ~/enable says so")
+        self._enabled = declare(self, "enabled_at_start", True, "move at once; false: not before ~/enable says so")
         self._text = ""
         self._latency_ms: deque[float] = deque(maxlen=10_000)
         self._anchor_ns = self._actions = 0

@@ -23,9 +23,12 @@ COMPRESSED = "sensor_msgs/msg/CompressedImage"
 
 
 def topics(specs: Iterable[StreamSpec]) -> dict[str, str]:
-    """Stream -> relative topic: the usual name of its kind if it is the only one, else `<stream>/<usual name>`."""
+    """Stream -> relative topic: the usual name of its kind if it is the only one, else `<stream>/<usual name>`; of
+    numbers the stream's own, but `joint_states` of the only one that is of joints."""
     specs = tuple(specs)
-    usual = {spec.name: "joint_states" if spec.joints else TOPICS.get(spec.kind, spec.name) for spec in specs}
+    usual = {spec.name: TOPICS.get(spec.kind, spec.name) for spec in specs}
+    if len(joints := [spec.name for spec in specs if spec.joints]) == 1:
+        usual[joints[0]] = "joint_states"
     counts = Counter(usual.values())
     return {name: topic if counts[topic] == 1 else f"{name}/{topic}" for name, topic in usual.items()}
 

@@ -4,6 +4,7 @@ joint_trajectory, or nothing. A process of its own, so that it outlives the mode
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from typing import Any
 
@@ -123,7 +124,7 @@ class WatchdogNode(Node):
         deaf = self._nobody_listens()
         level = ERROR if dog.latched else WARN if dog.reason or deaf else OK
         values = {"latched": dog.latched, "forwarded": dog.counts["forwarded"], "refused": dog.counts["refused"]}
-        values["limited"] = "; ".join(dog.limited)
+        values["limited"] = "" if dog.reason else "; ".join(dog.limited)
         status = (level, self._moved.name, "; ".join(filter(None, [dog.reason or "forwarding", deaf])), values)
         self._diagnostics.publish(diagnostics(self, [status]))
 
@@ -183,7 +184,9 @@ class Arm:
             raise EdgeError(f"joints: expected each once, got {joints}")
         limits = []
         for name, text in {"min": "least position", "max": "greatest position", "rate_max": "greatest speed"}.items():
-            values = declare(node, f"joint_{name}", [0.0], f"{text} of each of the joints, as they give it (rad, m)")
+            values = declare(
+                node, f"joint_{name}", [math.nan], f"{text} of each of the joints, as they give it (rad, m)"
+            )
             if len(values or ()) != len(joints):
                 raise EdgeError(f"joint_{name}: expected {len(joints)} numbers, one for each of joints, got {values}")
             limits.append(tuple(values))
