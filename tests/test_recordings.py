@@ -302,6 +302,11 @@ def of_the_gripper(topic, at_s, msg):
         msg.name = ["finger", "elbow"]
 
 
+def to_zero(topic, at_s, msg):
+    if topic == ARM and at_s == 2:
+        msg.points[0].positions[1] = 0.0
+
+
 def only_shoulder(topic, at_s, msg):
     if topic == ARM:
         msg.joint_names, msg.points[0].positions = ["shoulder"], msg.points[0].positions[:1].copy()
@@ -348,8 +353,13 @@ BAD = {
     ),
     "a slip": (
         {"edit": slip},
-        "warning: {bad} at 2.00 s: arm/joint_trajectory: shoulder of 50, but within 10 in 179 of 180 commands: it sets "
-        "the limits",
+        "warning: {bad} at 2.00 s: arm/joint_trajectory: shoulder of 50, but within 9.94 of 0.295 in 179 of 180 "
+        "commands: it sets the limits",
+    ),
+    "a joint once elsewhere": (
+        {"edit": to_zero},
+        "warning: {bad} at 2.00 s: arm/joint_trajectory: elbow of 0, but within 0.1 of -0.5 in 179 of 180 commands: it "
+        "sets the limits",
     ),
     "empty episode": (
         {"edit": empty},

@@ -307,21 +307,28 @@ def _unbalanced(recordings: Sequence[Recording], label: Label, balance: Balance)
 
 
 def _slips(recordings: Sequence[Recording], label: Label) -> Iterator[Finding]:
-    """The greatest command of each dimension, if hardly any other comes near it: it would set limits and scale."""
+    """The greatest command of each dimension, of positions the one furthest from their median, if hardly any other
+    comes near it: it would set limits and scale."""
     told = []
     for recording in recordings:
         at_ns, values = commands_of(recording, label)
         finite = np.isfinite(values).all(axis=1)
         if finite.any():
-            told.append((recording, at_ns[finite], np.abs(values[finite])))
+            told.append((recording, at_ns[finite], values[finite]))
+    if not told:
+        return
+    every = np.concatenate([values for *_, values in told])
+    middle = np.median(every, axis=0) if label.interface == "position" else np.zeros(len(label.names))
     for i, name in enumerate(label.names):
-        sizes = np.concatenate([size[:, i] for *_, size in told]) if told else np.zeros(0)
-        n, most = len(sizes), sizes.max(initial=0.0)
+        sizes = np.abs(every[:, i] - middle[i])
+        n, most = len(sizes), sizes.max()
         near = int((sizes > most / WILD).sum())
         if most and n >= LEAST_COMMANDS and near <= max(1, n // 100):
-            recording, at_ns, size = max(told, key=lambda one: one[2][:, i].max())
-            what = f"{name} of {most:g}, but within {most / WILD:g} in {n - near} of {n} commands: it sets the limits"
-            yield Finding(recording.path, _since(recording, at_ns[size[:, i].argmax()]), label.topic, what)
+            recording, at_ns, values = max(told, key=lambda one: np.abs(one[2][:, i] - middle[i]).max())
+            at = np.abs(values[:, i] - middle[i]).argmax()
+            of = f" of {middle[i]:.3g}" if middle[i] else ""
+            what = f"{name} of {values[at, i]:g}, but within {most / WILD:.3g}{of} in {n - near} of {n} commands"
+            yield Finding(recording.path, _since(recording, at_ns[at]), label.topic, f"{what}: it sets the limits")
 
 
 def _row(name: str, found: Sequence[tuple[Recording, Topic]]) -> Row:
