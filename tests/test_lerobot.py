@@ -301,3 +301,18 @@ def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingDependency, match=r"the videos of datasets needs av: .*lerobot"):
         from_lerobot(dataset, tmp_path / "out")
+
+
+def test_joints_keep_their_names_and_their_velocities(tmp_path):
+    from test_recordings import ARM, record
+
+    record(tmp_path / "bags" / "0", rates={"/front/image_raw": 10, "/joint_states": 50})
+    assert to_lerobot(find(tmp_path / "bags"), tmp_path / "dataset") == 1
+    features = json.loads((tmp_path / "dataset" / "meta" / "info.json").read_text())["features"]
+    fields = ["shoulder.position", "elbow.position", "shoulder.velocity", "elbow.velocity"]
+    assert features["observation.state"]["names"] == fields and features["action"]["names"] == ["shoulder", "elbow"]
+    from_lerobot(tmp_path / "dataset", tmp_path / "again")
+    (recording,) = again = find(tmp_path / "again")
+    (state,) = (spec for spec in streams_of(again) if spec.kind == "vector")
+    assert state.joints == ("shoulder", "elbow") and recording.topics["state"].gives == "position, velocity"
+    assert label_of(again).topic == "action" and label_of(find(tmp_path / "bags")).topic == ARM[1:]

@@ -5,7 +5,8 @@
 
     feature                      topic                        message
     observation.images.front     /observation/images/front    Image
-    observation.state            /observation/state           JointState; so with every vector of observations
+    observation.state            /observation/state           JointState; so with every vector of observations; joints
+                                                              are called elbow, or elbow.position, elbow.velocity, ...
     action                       /cmd_vel                     TwistStamped, if its names are those of a twist
                                  /action                      else JointTrajectory, with the names as joints
     task                         /command_text                String
@@ -57,6 +58,7 @@ FILES = 1000  # in a folder
 HELD = ("image", "imu", "vector", "text")  # kinds of streams for which the layout has a place
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+JOINT_FIELDS = ("position", "velocity", "effort")
 COLUMNS = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -154,7 +156,16 @@ def _given_names(feature: dict[str, Any]) -> list[str]:
 
 def _joints(kind: str, feature: dict[str, Any]) -> tuple[str, ...]:
     names = _given_names(feature) if kind == "vector" else []
+    for fields in (JOINT_FIELDS, JOINT_FIELDS[:2]):
+        joints = [name.removesuffix(".position") for name in names[: len(names) // len(fields)]]
+        if joints and names == _of_joints(joints, fields):
+            return tuple(joints)
     return tuple(names) if len(set(names)) == len(names) and all(names) else ()
+
+
+def _of_joints(joints: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """Names of what a JointState tells, in its order; of positions alone the joints'."""
+    return list(joints) if len(fields) == 1 else [f"{joint}.{field}" for field in fields for joint in joints]
 
 
 def _write_recording(source: _Dataset, episode: dict[str, Any], path: Path) -> None:
@@ -301,7 +312,7 @@ def _layout(recordings: Sequence[Recording], label_topic: str, fps: int | None) 
             vectors.setdefault(key := key or "observation.state", []).append(spec.name)
             size = topic.values.shape[1]
             said = read_metadata(recording.path).get("lerobot", {}).get("names", {}).get(spec.name)
-            known = spec.joints if len(spec.joints) == size else said
+            known = _of_joints(spec.joints, topic.gives.split(", ")) if spec.joints else said
             names.setdefault(key, []).extend(known or [f"{spec.name}_{i}" for i in range(size)])
     used = tuple(spec for spec in streams if spec.kind in HELD)
     fps = fps or max(1, round(1e3 / tick_of(used).period_ms))
