@@ -85,7 +85,7 @@ class Watchdog:
         self._looked_ns: float = math.inf  # it cannot have slept before it first looked
         self._valid = self._stamp_ns = self._ros_ns = 0
         self.limited: tuple[str, ...] = ()
-        self._why = ""  # the last action was of no use
+        self._why = ""  # the last action was of no use, if it was not
         n = len(self._limits.names)
         self._at, self._said_ns = np.zeros(n), np.full(n, -self._deadline_ns)  # where each joint said it is, and when
         self._at_ns = self._said_ns.copy()  # when that was certain

@@ -651,7 +651,7 @@ def test_what_changes_its_meaning_within_a_recording_is_refused(tmp_path, change
 def test_recordings_that_are_left_out_set_no_limits(tmp_path, capsys):
     pytest.importorskip("torch", reason="training needs torch")
     from training.recipe import make_recipe
-    from training.robot import raw_recipe, supply
+    from training.robot import build_model, raw_recipe, supply
     from training.train import RECIPES
 
     def wild(topic, at_s, msg):
@@ -663,8 +663,12 @@ def test_recordings_that_are_left_out_set_no_limits(tmp_path, capsys):
     raw = raw_recipe(RECIPES / "robot.yaml", tmp_path, "", go_on=True)
     assert list(raw["data"]["recordings"]) == paths and raw["action"]["max"] == pytest.approx([0.59, -0.5])
     record(tmp_path / "0", edit=only_shoulder)  # comes later, and changes nothing
-    batch = supply(make_recipe(raw, [], ""), 0, tmp_path, workers=1).next()
+    recipe = make_recipe(raw, [], "")
+    batch = supply(recipe, 0, tmp_path, workers=1).next()
     assert batch.labels["action"].shape[-1] == 2
+    model = build_model(recipe)
+    result, _ = model.scan(batch, model.zero_state(len(batch.start)))
+    assert result.output is result.raw and result.output.shape[-1] == 2  # positions: nothing draws them to 0
 
 
 def test_a_dimension_that_never_moves_costs_no_more_than_another():

@@ -256,6 +256,8 @@ def test_an_arm_starts_from_where_it_is_and_no_joint_moves_too_fast():
     assert reach(dog, 200, (0.9, 0.9), (0.65, 0.9)).tolist() == pytest.approx([0.717, 0.9])
     assert dog.within_s == pytest.approx(0.067)
     assert dog.reason is None and dog.limited == ("shoulder 0.9 limited to 0.717",)
+    assert reach(dog, 267, (0.72, 0.9), (0.717, 0.9)).tolist() == [0.72, 0.9]
+    assert dog.within_s == pytest.approx(0.067)  # nor abruptly: it has until the next action
 
 
 def test_an_arm_that_does_not_say_where_it_is_is_not_moved():

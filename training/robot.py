@@ -34,7 +34,7 @@ from mm_edge.types import StreamSpec
 from training.batches import Batch, Lanes, make_batch
 from training.check import check
 from training.limits import watched
-from training.models import ModelResult, RobotMultiSensorModel
+from training.models import ModelResult, MultiModalFusionNetwork, RobotMultiSensorModel
 from training.recipe import Recipe
 from training.recordings import (
     Label,
@@ -98,12 +98,13 @@ def words(recipe: Recipe) -> list[str]:
     return list(recipe.data["words"])
 
 
-def build_model(recipe: Recipe) -> RobotMultiSensorModel:
+def build_model(recipe: Recipe) -> MultiModalFusionNetwork:
+    """Positions come as they are: what makes a velocity a stop would draw them to 0."""
     sizes = {key: value for key, value in recipe.model.items() if key != "modality"}
-    return build(
-        RobotMultiSensorModel, recipe, sizes, modalities=modalities(recipe, len(recipe.data["words"])),
-        action_dim=len(recipe.action["names"]),
-    )  # fmt: skip
+    configs, dims = modalities(recipe, len(recipe.data["words"])), len(recipe.action["names"])
+    if recipe.action.get("interface") == "position":
+        return build(MultiModalFusionNetwork, recipe, sizes, modality_configs=configs, output_dim=dims)
+    return build(RobotMultiSensorModel, recipe, sizes, modalities=configs, action_dim=dims)
 
 
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
@@ -164,7 +165,7 @@ def _text(recipe: Recipe) -> str | None:
     return next((spec.name for spec in recipe.streams if spec.kind == "text"), None)
 
 
-def loss(recipe: Recipe, model: RobotMultiSensorModel, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
+def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
     """Not squared: where a driver might pass on the left or on the right, the mean of both is the obstacle."""
     low, high = (out.output.new_tensor(recipe.action[key]) for key in ("min", "max"))
     # Of positions, too, with 0, where they begin: a joint that hardly moves would outweigh all others.

@@ -261,27 +261,23 @@ def measure(batch: int, rounds: int, device: str) -> dict[str, Any]:
     for form in learn.values():
         form()
     memory_mib = {name: round(peak_mib(form, device), 1) for name, form in learn.items()}
-    resident = {name: round(resident_mib(name, batch), 1) for name in learn} if device == "cpu" else {}
-    return {
+    result = {
         "vs_loop": vs_loop[1],
         "vs_batched": vs_batched[1],
         "quartiles": {"vs_loop": vs_loop[::2], "vs_batched": vs_batched[::2]},
         "memory_vs_batched": round(memory_mib["ours"] / memory_mib["batched"], 3),
         "encoder_memory_vs_batched": round(memory_mib["encoder"] / memory_mib["encoder_batched"], 3),
         "memory_mib": memory_mib,
-        **(
-            {
-                "resident_vs_batched": round(resident["ours"] / resident["batched"], 3),
-                "encoder_resident_vs_batched": round(resident["encoder"] / resident["encoder_batched"], 3),
-                "resident_mib": resident,
-            }
-            if resident
-            else {}
-        ),
         "compile_s": round(compile_s, 1),
         "ms": {name: round(statistics.median(values), 3) for name, values in times.items()},
         "rates_that_differ": differ,
     }
+    if device == "cpu":
+        resident = {name: round(resident_mib(name, batch), 1) for name in learn}
+        result["resident_vs_batched"] = round(resident["ours"] / resident["batched"], 3)
+        result["encoder_resident_vs_batched"] = round(resident["encoder"] / resident["encoder_batched"], 3)
+        result["resident_mib"] = resident
+    return result
 
 
 def cfc_alone(rounds: int, device: str) -> float:
