@@ -317,6 +317,11 @@ def and_wrist(topic, at_s, msg):
         msg.joint_names, msg.points[0].positions = [*msg.joint_names, "wrist"], np.float64([0.0, -0.5, 0.25])
 
 
+def plans(topic, at_s, msg):
+    if topic == ARM and at_s >= 1:
+        msg.points = msg.points * 3
+
+
 def velocities(topic, at_s, msg):
     if topic == ARM:
         msg.points[0].velocities, msg.points[0].positions = msg.points[0].positions, np.zeros(0)
@@ -393,6 +398,11 @@ BAD = {
     "more joints": (
         {"edit": and_wrist},
         "warning: {bad} at 0.00 s: /arm/joint_trajectory: not learned, as other recordings lack it: wrist",
+    ),
+    "plans": (
+        {"edit": plans},
+        "warning: {bad} at 0.00 s: /arm/joint_trajectory: trajectories of up to 3 points: the first of each is learned, "
+        "as if it were due at once",
     ),
     "velocities": (
         {"edit": velocities},

@@ -200,6 +200,9 @@ def _labels(recording: Recording, label: Label) -> Iterator[Finding]:
         return
     if topic.type_name == TRAJECTORY and (more := sorted(set(topic.names) - set(label.names))):
         yield Finding(path, 0.0, topic.topic, f"not learned, as other recordings lack it: {', '.join(more)}")
+    if topic.points > 1:
+        what = f"trajectories of up to {topic.points} points: the first of each is learned, as if it were due at once"
+        yield Finding(path, 0.0, topic.topic, what)
     at_ns, values = commands_of(recording, label)
     bad = ~np.isfinite(values).all(axis=1)
     edges = np.concatenate([[recording.start_ns], at_ns, [recording.end_ns]])

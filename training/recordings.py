@@ -73,6 +73,7 @@ class Topic:
     kind: str  # of the stream; "command"
     names: tuple[str, ...] = ()  # of a command's dimensions, or of the joints
     gives: str = ""  # what messages about joints tell of them: "positions", or "position, velocity"
+    points: int = 1  # of the longest trajectory, the first of which is the command
     arrival_ns: Any = field(default_factory=list)  # int64 (n,)
     stamp_ns: Any = field(default_factory=list)  # int64 (n,)
     repeats: Any = field(default_factory=list)  # bool (n,): the same data, bit for bit, as the one before
@@ -205,19 +206,19 @@ def _fill(path: Path, topics: dict[str, Topic]) -> None:
     now_ns = 0  # a SampleError has no time: it goes with what arrived before it
     sensors = {topic.topic for topic in topics.values() if topic.kind != "command"}
     usual = {name: mode([one for one in said if one[0]] or said) for name, said in joints.items() if name in sensors}
-    asked = [StreamSpec(name, kind, (), 0, 0, joints=usual.get(name, ((), ""))[0]) for name, kind in kinds.items()]
+    asked = [StreamSpec(name, kind, (), 0, 0, joints=usual.get(name, ((), "", 1))[0]) for name, kind in kinds.items()]
     told = {name: iter(said) for name, said in joints.items()}
     for record in read(path, asked, {topic: topic for topic in kinds}) if asked else ():
         if not isinstance(record, (Sample, SampleError)):
             continue
         topic = topics[record.stream]
-        names, gives = next(told[topic.topic]) if topic.topic in told else (topic.names, "")
+        names, gives, points = next(told[topic.topic]) if topic.topic in told else (topic.names, "", 1)
         try:
             if isinstance(record, SampleError):
                 raise record
             now_ns, data = record.arrival_ns, record.data
             if topic.topic in usual:  # in whatever order they came, they are in the usual one by now
-                wanted, names = usual[topic.topic], usual[topic.topic][0]
+                wanted, names = usual[topic.topic][:2], usual[topic.topic][0]
             else:
                 wanted = (topic.names, topic.gives) if topic.values else (names, gives)
             if (names, gives) != wanted:
@@ -231,7 +232,7 @@ def _fill(path: Path, topics: dict[str, Topic]) -> None:
         except SampleError as error:
             topic.refused.append((now_ns, f"expected {error.expected}, got {error.got}"))
             continue
-        topic.names, topic.gives = names, gives
+        topic.names, topic.gives, topic.points = names, gives, max(topic.points, points)
         topic.arrival_ns.append(now_ns)
         topic.stamp_ns.append(record.stamp_ns)
         topic.values.append(_value(topic.kind, data))
@@ -244,21 +245,22 @@ def _fill(path: Path, topics: dict[str, Topic]) -> None:
         topic.values = np.array(values, object if topic.kind == "text" else np.float32)
 
 
-def _joints(path: Path) -> dict[str, list[tuple[tuple[str, ...], str]]]:
-    """By topic `names` and `gives` of each message about joints, in the order of `read`: samples do not hold them."""
+def _joints(path: Path) -> dict[str, list[tuple[tuple[str, ...], str, int]]]:
+    """By topic `names`, `gives` and how many points each message about joints has, in the order of `read`: samples do
+    not hold them."""
     from rosbags.highlevel import AnyReader
 
-    found: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    found: dict[str, list[tuple[tuple[str, ...], str, int]]] = {}
     with named(path, "cannot be read"), AnyReader([path], default_typestore=typestore()) as bag:
         wanted = [c for c in bag.connections if c.msgtype in (JOINTS, TRAJECTORY)]
         for connection, _, raw in bag.messages(wanted) if wanted else ():
             msg = bag.deserialize(raw, connection.msgtype)
             if connection.msgtype == TRAJECTORY:
                 has_positions = bool(msg.points) and len(msg.points[0].positions) > 0
-                said = tuple(msg.joint_names), "positions" if has_positions else "velocities"
+                said = tuple(msg.joint_names), "positions" if has_positions else "velocities", len(msg.points)
             else:
                 given = [field for field in ("position", "velocity", "effort") if len(getattr(msg, field))]
-                said = tuple(msg.name), ", ".join(given)
+                said = tuple(msg.name), ", ".join(given), 1
             before = found.setdefault("/" + connection.topic.lstrip("/"), [])
             before.append(before[-1] if before and before[-1] == said else said)  # one object for most of them
     return found
