@@ -385,12 +385,24 @@ def _card(recipe: Recipe, scores: dict[str, Any]) -> str:
     streams = "\n".join(
         f"- {spec.name}: {spec.kind} {tuple(spec.shape)}, {spec.rate_hz:g} Hz" for spec in recipe.streams
     )
+    if recipe.action:
+        what = recipe.action.get("interface", "velocity")
+        dims = zip(*(recipe.action[key] for key in ("names", "min", "max", "units")))
+        gives = "\n".join(f"- {what} of {name}: {low:g} to {high:g} {unit}".rstrip() for name, low, high, unit in dims)
+    else:
+        gives = f"- {', '.join(recipe.values.get('names', ['captions and answers']))}"
     told = "Scores are in the manifest." if scores else "Nothing was measured of how good it is."
     return f"""# {recipe.task}
 
 Made by `python -m export.to_onnx` from weights that a recipe of its owner's made, as the end of this says. {told}
 
+From
+
 {streams}
+
+it makes
+
+{gives}
 
 Say here what it was trained on, how well it does, and where it fails.
 

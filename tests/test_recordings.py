@@ -401,8 +401,8 @@ BAD = {
     ),
     "plans": (
         {"edit": plans},
-        "warning: {bad} at 0.00 s: /arm/joint_trajectory: trajectories of up to 3 points: the first of each is learned, "
-        "as if it were due at once",
+        "warning: {bad} at 0.00 s: /arm/joint_trajectory: trajectories of up to 3 points: the first of each is "
+        "learned, as if it were due at once",
     ),
     "velocities": (
         {"edit": velocities},

@@ -276,6 +276,8 @@ def test_a_robot_of_your_own(tmp_path, capsys):
     pipeline = Pipeline(Bundle.read(tmp_path / "bundle"), "cpu")
     assert pipeline.bundle.outputs.action.names == ("shoulder", "elbow")
     assert list(pipeline.specs)[:2] == ["front_image_raw", "rear_image_raw"]
+    card = pipeline.bundle.contents["README.md"].decode()
+    assert "- position of shoulder: 0 to 0.59\n- position of elbow: -0.5 to -0.5\n" in card
     known = pipeline.bundle.training["data"]["recordings"]
     assert known.keys() == {"learned", "validation"} and known["learned"] == known["validation"]  # a copy is the same
 
