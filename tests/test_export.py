@@ -1,5 +1,6 @@
 """Every model of the family becomes a bundle that says on a robot what torch says."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from export.to_onnx import export_model, export_parts, parity, random_inputs
 from mm_edge import engine
 from mm_edge.bundle import Bundle
 from mm_edge.engine.part import Fresh, ModelInputs
+from mm_edge.errors import EngineError
 from mm_edge.pipeline import Pipeline
 from mm_edge.preprocess import AUDIO_FRAME
 from mm_edge.types import NS, Audio, Sample, StreamSpec
@@ -112,6 +114,16 @@ def test_a_rate_that_differs_counts_as_a_flip_and_not_as_an_error(monkeypatch):
     report, _ = parity(model, files, parts, "values", random_inputs(streams, 0, 1 / 15, 400))
     assert report["max_values_error"] < 1e-5 < report["max_values_error_after_a_flip"]
     assert report["spike_disagreement"] > 0
+
+
+def test_weights_that_are_not_finite_make_no_bundle(tmp_path):
+    config = MODALITIES["sensor"]
+    model = network({"a": config})
+    with torch.no_grad():
+        model.head[-1].bias[0] = math.nan
+    with pytest.raises(EngineError, match="'max_values_error': nan"):
+        export_model(model, [stream("a", config)], tmp_path / "b", CLASSES)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_video_on_a_robot_is_its_last_frames(tmp_path):
