@@ -328,7 +328,9 @@ def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):
                     recording.write(Sample("text", at_ns, at_ns, words[i // 20]))
                 ranges = np.full(8, 1 + i / 40, np.float32)
                 recording.write(Sample("scan", at_ns, at_ns, Scan(ranges, 0.0, 0.5, 0.125, 12.0)))
-                recording.command("cmd_vel", Action(("linear_x",), np.float32([[0.5 + i % 3]]), 0.0), at_ns, at_ns)
+                if i % 2 == 0:
+                    told = np.float32([[0.5 + i // 2 % 3]])
+                    recording.command("cmd_vel", Action(("linear_x",), told, 0.0), at_ns, at_ns)
         if name == "a":
             options = ["--out", str(tmp_path / "run"), "rounds=[{steps: 2}]", "train.lanes=2", "train.ticks=6"]
             assert main(["robot", "--data", str(tmp_path / "bags"), *options]) == 0
@@ -340,6 +342,8 @@ def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):
     assert scores["a"]["part"] == "learned" and scores["b"]["part"] == "learned"  # of the same commands
     assert scores["a"]["stands"] == 0.0 and scores["b"]["stands"] == pytest.approx(0.5, abs=0.05)
     assert scores["b"]["ticks"] == pytest.approx(scores["a"]["ticks"] / 2, abs=2)
+    # Of steps of 1, 1 and -2 about a variance of 2/3: the command before, though every other tick has the same answer.
+    assert scores["a"]["r2_previous"] == [pytest.approx(-2, abs=0.2), None]
 
 
 def test_recordings_that_are_held_out_choose_the_weights_and_when_to_stop(tmp_path, monkeypatch, capsys):

@@ -185,10 +185,11 @@ def name_in(folder: Path, path: Path) -> str:
 
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """How near the model's actions come to the commands ("names") of each recording in the folder (or of those named),
-    and to those of all that it never saw: by dimension the mean absolute error and R2; and R2 of the command before, as
-    a prediction. "part": whether the model learned by this recording, or was chosen by it ("validation"); "missing":
-    its streams that there are none of; "stands": the share of ticks at which the robot would stand, since a stream that
-    is required is not there, or said what the model does not know, which are not scored; "error", why none can be.
+    and to those of all that it never saw: by dimension the mean absolute error and R2; and R2 of the last command
+    before the tick, as a prediction. "part": whether the model learned by this recording, or was chosen by it
+    ("validation"); "missing": its streams that there are none of; "stands": the share of ticks at which the robot would
+    stand, since a stream that is required is not there, or said what the model does not know, which are not scored;
+    "error", why none can be.
     Raises RecordingError if no recording can be scored."""
     action, data = bundle.outputs.action, bundle.training["data"]
     if not isinstance(data["recordings"], dict):
@@ -220,8 +221,11 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
             continue
         said = np.array([model.step(inputs_at(log, tick)).values["action"][0, 0] for tick in range(len(log))])
         stands = _stands(bundle, recordings[name], log)
-        known = (log.labels["weight"][1:] * log.labels["weight"][:-1] > 0) & ~stands[1:]
-        true, before, said = log.labels["action"][1:][known], log.labels["action"][:-1][known], said[1:][known]
+        at_ns, commands = commands_of(recordings[name], label)
+        last = np.searchsorted(at_ns, log.now_ns) - 1  # before each tick
+        before = commands[last]
+        known = (log.labels["weight"] > 0) & (last >= 0) & np.isfinite(before).all(1) & ~stands
+        true, before, said = log.labels["action"][known], before[known], said[known]
         me = identity(recordings[name], label)
         part = next((part for part, others in data["recordings"].items() if me in others), NEVER_SEEN)
         unseen += [(said, true, before)] if part == NEVER_SEEN else []
