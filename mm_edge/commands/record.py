@@ -9,7 +9,6 @@ the simulator, driven by the expert, are recorded as OUT/<seed>.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.cli import at_least
-from mm_edge.commands.ros import find_ros
+from mm_edge.commands.ros import find_ros, parameter_arguments
 from mm_edge.errors import EdgeError
 from mm_edge.messages import TOPICS
 from mm_edge.recording import RecordingWriter, partial, refuse_existing
@@ -75,9 +74,7 @@ def _record_robot(args: argparse.Namespace) -> int:
         "topics": args.topics,
         "min_free_mb": float(args.min_free_mb),
     }
-    given = [
-        a for name, value in parameters.items() if value not in ("", []) for a in ("-p", f"{name}:={json.dumps(value)}")
-    ]
+    given = parameter_arguments({name: value for name, value in parameters.items() if value not in ("", [])})
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "mm_edge_ros.record_node", "--ros-args", *given], ros.env)
 

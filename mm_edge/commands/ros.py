@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -103,6 +104,12 @@ def free_domain() -> Iterator[int]:
     raise EdgeError("no free ROS_DOMAIN_ID between 1 and 100: are there nodes left over?")
 
 
+def parameter_arguments(parameters: Mapping[str, object]) -> list[str]:
+    """As a node's command line takes them after --ros-args: in YAML, whatever signs are in a text."""
+    said = {name: json.dumps(value, default=str, ensure_ascii=False) for name, value in parameters.items()}
+    return [argument for name, value in said.items() for argument in ("-p", f"{name}:={value}")]
+
+
 class Nodes:
     """Child processes of mm_edge_ros, their output in log files. Leaving the context ends them; so does our own death,
     however it comes (Linux)."""
@@ -129,7 +136,7 @@ class Nodes:
     ) -> subprocess.Popen:
         """`python -m mm_edge_ros.<module>`; its stderr, and its stdout unless piped, go to `<name>.log`."""
         name = name or module
-        args = [a for key, value in (parameters or {}).items() for a in ("-p", f"{key}:={value}")]
+        args = parameter_arguments(parameters or {})
         args += [a for key, value in (remappings or {}).items() for a in ("-r", f"{key}:={value}")]
         args += ["--params-file", str(params_file)] if params_file else []
         with self.log(name).open("wb") as log, _signals_held() as before:

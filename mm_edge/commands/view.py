@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from mm_edge.bundle import SHIPPED, SHIPPED_VLM, Bundle
 from mm_edge.commands.replay import add_topic_argument, parse_topics
-from mm_edge.commands.ros import find_ros
+from mm_edge.commands.ros import find_ros, parameter_arguments
 from mm_edge.errors import EdgeError, EngineError, RecordingError, SampleError
 from mm_edge.language import CHANGE, Language, caption_of, change
 from mm_edge.pipeline import Pipeline
@@ -124,6 +123,6 @@ def _become_node(args: argparse.Namespace) -> int:
         "save": str(args.save.resolve()) if args.save else "",
         "port": args.port,
     }
-    given = [a for name, value in parameters.items() if value for a in ("-p", f"{name}:={json.dumps(value)}")]
+    given = parameter_arguments({name: value for name, value in parameters.items() if value})
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "mm_edge_ros.view_node", "--ros-args", *given], ros.env)

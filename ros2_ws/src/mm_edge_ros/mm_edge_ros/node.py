@@ -12,7 +12,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidParameterTypeException
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
@@ -68,13 +68,15 @@ def run(make_node: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecu
 def declare(
     node: Node, name: str, default: Any, description: str, low: float | None = None, high: float | None = None
 ) -> Any:
-    """Declare a parameter and return its value. `low` and `high` bound a float. Raises EdgeError for another type."""
+    """Declare a parameter and return its value. `low` and `high` bound a float. Raises EdgeError for another type, or
+    one out of bounds."""
     descriptor = ParameterDescriptor(description=description)
     if low is not None and high is not None:
         descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
     try:
-        return node.declare_parameter(name, default, descriptor).value
-    except InvalidParameterTypeException as error:
+        value = node.declare_parameter(name, default, descriptor).value
+        return [] if value is None and isinstance(default, list) else value  # of YAML's [] nobody knows the type
+    except (InvalidParameterTypeException, InvalidParameterValueException) as error:
         hint = "; in YAML a whole number is 1.0" if "DOUBLE" in str(error) else ""
         raise EdgeError(f"{name}: {error}{hint}") from None
 

@@ -18,7 +18,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import PointField
 from std_msgs.msg import String
 
-from mm_edge.errors import SampleError
+from mm_edge.errors import EdgeError, SampleError
 from mm_edge.faults import Faults, is_truncated, parse_faults
 from mm_edge.messages import MESSAGE_TYPES, TOPICS, from_ros, to_ros
 from mm_edge.preprocess import check
@@ -47,6 +47,8 @@ class SimNode(Node):
         super().__init__("sim_node")
         self._seed = declare(self, "seed", 0, "of the first episode's world; each next one adds 1")
         self._episodes = declare(self, "episodes", 0, "how many; 0: without end")
+        if self._episodes < 0:
+            raise EdgeError(f"episodes: expected 0 or more, got {self._episodes}")
         self._pause_s = declare(self, "pause_s", 2.5, "silence between episodes", 0.0, 60.0)
         stamped = declare(self, "stamped", True, "cmd_vel is a TwistStamped; false: a Twist")
         self._faults = parse_faults(

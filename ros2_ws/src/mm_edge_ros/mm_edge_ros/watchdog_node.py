@@ -40,7 +40,7 @@ class WatchdogNode(Node):
         deadline_ms = declare(
             self, "deadline_ms", 150.0, "longest time between actions, and greatest age of one", 10.0, 5e3
         )
-        joints = declare(self, "joints", [""], "to be moved by position, instead of wheels") or []
+        joints = declare(self, "joints", [""], "to be moved by position, instead of wheels")
         joints = [name for name in joints if name]
         self._moved: Base | Arm = Arm(self, joints) if joints else Base(self)
         self._watchdog = Watchdog(self._moved.limits, deadline_ms)
@@ -187,7 +187,7 @@ class Arm:
             values = declare(
                 node, f"joint_{name}", [math.nan], f"{text} of each of the joints, as they give it (rad, m)"
             )
-            if len(values or ()) != len(joints):
+            if len(values) != len(joints):
                 raise EdgeError(f"joint_{name}: expected {len(joints)} numbers, one for each of joints, got {values}")
             limits.append(tuple(values))
         self.limits = Limits(tuple(joints), *limits, interface="position")
