@@ -139,6 +139,8 @@ class TickRule:
         last_ns, came = self._last_ns, self._came
         if last_ns is None or not 0 <= now_ns - last_ns < self._max_period_ns:
             return True
+        if now_ns == last_ns:  # a simulated clock goes in steps: no time has passed in which to act
+            return False
         if came is None or (self._min_period_ns and came.arrival_ns - last_ns < self._min_period_ns):
             return False
         return came is not self._seen and came.arrival_ns <= now_ns
@@ -234,7 +236,7 @@ class Stream:
         self.offset_ns = self.admitted = self.misplaced = 0
         self.refusal = ""
         self._not_yet: list[Sample] = []  # drained, but arrived after the last window
-        self._anew = False  # its clock was set: nothing that was remembered goes on
+        self._anew = False  # nothing that was remembered goes on: its clock was set, or all started anew without it
         self.drift = ClockDrift(spec.rate_hz)
         self.clear()
 
@@ -274,12 +276,16 @@ class Stream:
             reset |= self._anew or self.spec.latched  # a new command replaces the one before, it adds nothing to it
             if self.stepped_ns is not None and not reset:
                 dt_ns = self.newest_ns - self.stepped_ns
-                reset = dt_ns > self.max_gap_ns
-                dt_s = self.period_s if reset else dt_ns / NS
+                if reset := dt_ns > self.max_gap_ns:
+                    self.recent.clear()  # nor is it across this
+                else:
+                    dt_s = dt_ns / NS
             self.stepped_ns, self._anew = self.newest_ns, False
             latency_ns = self.arrival_ns - self.newest_ns + (self.drift.behind_ns if self.undrifts else 0)
             if latency_ns < self.drift.least_ns or t_ns >= self.drift.until_ns:
                 self.drift.see(t_ns, latency_ns)
+        elif reset:
+            self._anew = True
         data, valid = self._window()
         silent_s = (t_ns - self.arrival_ns) / NS
         return View(
@@ -353,8 +359,12 @@ class Stream:
         self._anew = True
 
     def _stamp_ns(self, sample: Sample) -> int:
-        """By the robot's clock."""
-        return sample.stamp_ns - self.offset_ns
+        """By the robot's clock. Of commands the one that comes last counts, though a clock that goes in steps stamps
+        several alike."""
+        stamp_ns = sample.stamp_ns - self.offset_ns
+        if self.spec.latched and self.newest_ns is not None and sample.arrival_ns >= self.arrival_ns:
+            return max(stamp_ns, self.newest_ns + 1)
+        return stamp_ns
 
     def _fill_hole(self, sample: Sample) -> bool:
         """Put an old sample where it is missed; False if it is not."""
@@ -450,6 +460,11 @@ class _Sound(Stream):
             samples = samples[-gap:]
         elif not 0 <= gap <= self._n:  # a new microphone, or a hole longer than the window
             self._miss(self._n)
+            if gap < 0:
+                self.misplaced += 1
+                self.refusal = (
+                    f"sample {data.first_sample} came after {self._end}: a new microphone, or it does not count"
+                )
         elif gap:
             self._miss(gap)
         self._append(samples[-self._n :])

@@ -30,7 +30,7 @@ import numpy as np
 from mm_edge.errors import BundleError
 from mm_edge.manifest import FORMAT, GOLDEN, MANIFEST, VOCABULARY, Manifest, parse_manifest
 from mm_edge.onnx_file import Signature, TensorInfo, read_signature
-from mm_edge.preprocess import Vocabulary
+from mm_edge.preprocess import Vocabulary, words_of
 
 # Bytes that a file may have by its suffix, or else 16 MB. No ONNX file can have more; golden.npz, when unpacked, too.
 LARGEST = {".onnx": 2**31 - 1, ".npz": 2**27}
@@ -258,6 +258,6 @@ def _parse_vocabulary(path: Path, data: bytes) -> Vocabulary:
         words = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from None
-    if not isinstance(words, list) or not all(isinstance(w, str) and w.isalnum() and w == w.lower() for w in words):
-        raise BundleError(f"{path}: expected a list of words in lower case")
+    if not isinstance(words, list) or not all(isinstance(w, str) and words_of(w) == [w] for w in words):
+        raise BundleError(f"{path}: expected a list of words in lower case, without signs")
     return Vocabulary(words)

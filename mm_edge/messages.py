@@ -214,6 +214,8 @@ def _compressed_image(spec: StreamSpec, msg: Any) -> np.ndarray:
     most = min(_MAX_PIXELS, _MAX_PIXELS_A_BYTE * len(data))
     if (pixels := _claimed_pixels(data)) > most:
         raise SampleError(spec.name, f"at most {most} pixels in a {name} of {len(data)} bytes", pixels)
+    if name == "png" and data[24:26] == b"\x10\0":  # cv2 would keep the upper eight bits of each
+        raise SampleError(spec.name, "a picture of 8 bits a channel", "a png of grey in 16: of depth, most likely")
     cv2 = _cv2()
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
@@ -253,6 +255,8 @@ def _scan(spec: StreamSpec, msg: Any) -> Scan:
     beams = (msg.angle_max - msg.angle_min) / msg.angle_increment + 1 if msg.angle_increment else math.nan
     if abs(len(ranges) - beams) > max(2, 0.02 * beams):  # drivers count differently, but not that much
         raise SampleError(spec.name, f"{beams:.0f} ranges from angle_min to angle_max", f"{len(ranges)}")
+    if (below := np.isfinite(ranges) & (ranges < msg.range_min)).any():
+        ranges = np.where(below, np.float32(np.nan), ranges)  # to be discarded, says the message: many send 0
     return Scan(ranges, *(float(getattr(msg, f)) for f in ("angle_min", "angle_increment", "range_min", "range_max")))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,9 @@ class Pipeline:
         self._previous = self._standing()  # the last action
         self._last: Output | None = None
         self._seen: dict[str, View] = {}  # at the last tick
-        self._refused_commands: dict[str, str] = {}
+        self._refused: dict[str, SampleError] = {}  # the last command of each stream that was
+        self._answers: dict[str, tuple[SampleError, Any]] = {}  # and the one that came after it
+        self._settled: dict[str, SampleError] = {}  # by an answer that a tick has seen
         values = self.bundle.outputs.values
         self._spotter = Spotter(values.names, values.events) if values and values.events else None
         self._idle = IdleTicks()
@@ -112,7 +115,8 @@ class Pipeline:
         except SampleError as error:
             self.refuse(error)
             return False
-        self._refused_commands.pop(sample.stream, None)
+        if refused := self._refused.get(sample.stream):
+            self._answers[sample.stream] = refused, sample.data
         self._aligner.push(sample)
         self._rule.pushed(sample)
         return True
@@ -122,7 +126,7 @@ class Pipeline:
         if error.stream in self._monitors:
             self._monitors[error.stream].refuse(error)
             if self.specs[error.stream].latched:
-                self._refused_commands[error.stream] = str(error)
+                self._refused[error.stream] = error
 
     def due(self, now_ns: int) -> bool:
         return self._rule.due(now_ns)
@@ -167,12 +171,19 @@ class Pipeline:
                 absent = absence(stream, view) or f"{name} dropped: its features are not finite"
                 (reasons if stream.required else notes).append(absent)
             notes += self._monitors[name].look(view)
-        reasons += [f"command refused: {error}" for error in self._refused_commands.values()]
+        reasons += self._commands_refused(window)
         if self._sensors and not any(map(mask.get, self._sensors)):  # a command alone is nothing to drive by
             seen = any(name in sources for name in self._sensors)
             reasons.append("no sensor is present" if seen else "warming up: no sensor seen yet")
         if window.reset:
-            notes.append("time jumped or stood still: all state starts anew")
+            notes.append("all state starts anew: time jumped or stood still, or the engine failed")
+        said: dict[str, float] = {}
+        if spec.values and not reasons:
+            numbers = values["values"][0].tolist()
+            if all(map(math.isfinite, numbers)):
+                said = dict(zip(spec.values.names, numbers))
+            else:
+                reasons.append("non-finite values")
         action = None
         if reasons or window.reset:
             self._previous = self._standing()  # the robot stands, or has stopped meanwhile
@@ -184,13 +195,6 @@ class Pipeline:
             name = spec.attention.stream
             attention = (Attention(name, sources[name], values["attention"][0]),)
         gates = dict(zip(self.specs, values["gates"][0].tolist())) if "gates" in values else {}
-        said: dict[str, float] = {}
-        if spec.values and not reasons:
-            numbers = values["values"][0].tolist()
-            if all(map(math.isfinite, numbers)):
-                said = dict(zip(spec.values.names, numbers))
-            else:
-                reasons.append("non-finite values")
         events: tuple[Event, ...] = ()
         if self._spotter and said and not window.reset:
             event = self._spotter.take(window.t_ns, values["values"][0])
@@ -201,6 +205,14 @@ class Pipeline:
         return Output(
             window.t_ns, sources, mask, ages_s, why, also, action, attention, events=events, gates=gates, values=said
         )
+
+    def _commands_refused(self, window: Window) -> list[str]:
+        """A refusal ends with the tick that sees a newer command, whatever other threads push meanwhile."""
+        for name, (refused, data) in list(self._answers.items()):
+            if data is window.views[name].data:
+                self._settled[name] = refused
+        pending = [error for name, error in list(self._refused.items()) if error is not self._settled.get(name)]
+        return [f"command refused: {error}" for error in pending]
 
     def _limited(self, spec: ActionSpec, rows: list[list[float]], dt_s: float) -> tuple[Action | None, tuple[str, ...]]:
         """The model's action, H rows, within the limits, and notes; or None and why."""

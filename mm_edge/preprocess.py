@@ -6,6 +6,7 @@ Pure functions, shared with training: a model is trained on exactly these arrays
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -18,12 +19,19 @@ from mm_edge.types import Audio, Scan, StreamSpec
 
 AUDIO_FRAME = 512  # samples of one spectrum
 AUDIO_HOP_S = 0.02
+MAX_ANGLE_RAD = 100.0  # more turns are no geometry of a scanner
 SCAN_MIN_VALID = 0.5  # a scan with fewer measured beams says nothing about the room
 
 
 def words_of(text: str) -> list[str]:
-    """Runs of letters and digits, in small letters."""
-    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    """Runs of letters, with their marks, and digits, in small letters, however they were encoded (NFKC)."""
+    return "".join(map(_in_word, unicodedata.normalize("NFKC", text).lower())).split()
+
+
+def _in_word(character: str) -> str:
+    """Itself, a space if it parts words, or nothing if it cannot be seen."""
+    category = unicodedata.category(character)
+    return character if category[0] in "LMN" else "" if category == "Cf" else " "
 
 
 class Vocabulary:
@@ -206,7 +214,7 @@ def resample_scan(scan: Scan, beams: int, range_max_m: float) -> np.ndarray:
     order, sector, starts = _sectors(len(scan.ranges), round(scan.angle_min, 6), round(scan.angle_increment, 9), beams)
     ranges = scan.ranges[order]
     measured = ~np.isnan(ranges)
-    # No return is a measurement of nothing; a range below the sensor's least is something very close.
+    # No return is a measurement of nothing; -inf is something closer than can be measured.
     nearest = np.minimum.reduceat(np.where(measured, np.clip(ranges, 0, range_max_m), np.float32(range_max_m)), starts)
     out = np.zeros((2, beams), np.float32)
     out[0, sector] = 1 - nearest / np.float32(range_max_m)
@@ -280,8 +288,9 @@ def _wrong_audio(spec: StreamSpec, audio: Any) -> tuple[str, str] | None:
 def _wrong_scan(spec: StreamSpec, scan: Any) -> tuple[str, str] | None:
     if not isinstance(scan, Scan) or scan.ranges.dtype != np.float32 or scan.ranges.ndim != 1 or len(scan.ranges) < 2:
         return "Scan with float32 (n,) ranges", _describe(getattr(scan, "ranges", scan))
-    if not np.isfinite([scan.angle_min, scan.angle_increment]).all() or scan.angle_increment == 0:
-        return "finite angles", f"angle_min {scan.angle_min}, angle_increment {scan.angle_increment}"
+    if not (abs(scan.angle_min) <= MAX_ANGLE_RAD and 0 < abs(scan.angle_increment) <= MAX_ANGLE_RAD):  # False for NaN
+        got = f"angle_min {scan.angle_min}, angle_increment {scan.angle_increment}"
+        return f"angles up to {MAX_ANGLE_RAD:g} rad, and an increment", got
     if not 0 <= scan.range_min < scan.range_max:  # False for NaN
         return "0 <= range_min < range_max", f"{scan.range_min}, {scan.range_max}"
     measured = len(scan.ranges) - np.count_nonzero(np.isnan(scan.ranges))

@@ -306,7 +306,7 @@ class FileSource(Source):
             values = self._file.read(round(CHUNK_S * self._rate_hz), "float32", always_2d=True)
             if not len(values):
                 return
-            samples = np.clip(np.rint(values * 32768), -32768, 32767).astype(np.int16)
+            samples = np.clip(np.rint(np.nan_to_num(values) * 32768), -32768, 32767).astype(np.int16)
             stamp_ns, first = first * NS // self._rate_hz, first + len(samples)
             audio = Audio(samples, first - len(samples), self._rate_hz)
             yield Sample(self.stream, stamp_ns, first * NS // self._rate_hz, audio)
@@ -320,7 +320,8 @@ def open_sound(stream: str, name: str, sample_rate_hz: int, channels: int) -> So
 
 
 def _thinned(rate_hz: float) -> Callable[[int], bool]:
-    """Whether a frame stamped like this is wanted, of those that come in order: on average `rate_hz`; 0: all."""
+    """Whether a frame stamped like this is wanted, of those that come one after the other: on average `rate_hz`; 0:
+    all."""
     if not rate_hz:
         return lambda stamp_ns: True
     period_ns, due_ns = round(NS / rate_hz), None
@@ -328,7 +329,8 @@ def _thinned(rate_hz: float) -> Callable[[int], bool]:
 
     def wanted(stamp_ns: int) -> bool:
         nonlocal due_ns
-        due_ns = stamp_ns if due_ns is None else due_ns
+        if due_ns is None or stamp_ns < due_ns - 2 * period_ns:  # it begins, or its clock was set back
+            due_ns = stamp_ns
         if stamp_ns < due_ns - early_ns:
             return False
         due_ns = max(due_ns, stamp_ns - early_ns) + period_ns  # after a gap nothing is made up for

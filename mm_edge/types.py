@@ -45,7 +45,7 @@ class Audio(NamedTuple):
 
 class Scan(NamedTuple):
     """A planar range scan. `ranges[i]` lies at `angle_min + i * angle_increment` rad, counter-clockwise, 0 = ahead.
-    As in REP 117, +inf is "nothing within range_max" and NaN is "no measurement"."""
+    As in REP 117, +inf is "nothing within range_max", -inf "closer than range_min" and NaN "no measurement"."""
 
     ranges: np.ndarray  # float32 (n,), metres
     angle_min: float

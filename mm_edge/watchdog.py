@@ -47,7 +47,7 @@ class Watchdog:
             limited, also after a stop, of which whoever sends may know nothing.
         deadline_ms: longest time between actions, and greatest age of one.
         clear_after: valid actions in a row, none later than the deadline, before the first is forwarded.
-        future_tolerance_ms: how far a stamp may lie ahead of the ROS clock.
+        future_tolerance_ms: how far a stamp may lie ahead of the ROS clock; beyond the deadline, too, it is a fault.
 
     Attributes: reason, why the robot stands, None while actions pass; latched; counts of `forwarded` and `refused`;
         limited, what the limits changed in the action that was forwarded last; stop, the command to stand, None if that
@@ -184,6 +184,8 @@ class Watchdog:
 
     def _useless(self, stamp_ns: int, now_steady_ns: int, now_ros_ns: int) -> str | None:
         """Why an action that is no fault must not be forwarded either."""
+        if stamp_ns - now_ros_ns > self._future_ns:  # it may have heard earlier of a step of the simulator's clock
+            return f"the last action was stamped {(stamp_ns - now_ros_ns) / 1e6:.0f} ms in the future"
         went_back, self._ros_ns = now_ros_ns < self._ros_ns, now_ros_ns
         again = stamp_ns <= self._stamp_ns and not went_back
         self._stamp_ns = max(stamp_ns, 0 if went_back else self._stamp_ns)
@@ -221,6 +223,6 @@ class Watchdog:
             for name, wanted, low, high in zip(self._limits.names, values, self._low - span, self._high + span):
                 if not low <= wanted <= high:
                     return f"{name} is to go to {wanted:.3g}, far out of its limits: in its unit? From {source}"
-        if stamp_ns - now_ros_ns > self._future_ns:
+        if stamp_ns - now_ros_ns > max(self._future_ns, self._deadline_ns):
             return f"action of {source} stamped {(stamp_ns - now_ros_ns) / 1e6:.0f} ms in the future"
         return None

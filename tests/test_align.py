@@ -164,6 +164,41 @@ def test_a_clock_that_jumps_back_starts_everything_anew():
     assert view(aligner, 60).fresh
 
 
+def test_a_stream_that_was_absent_as_all_started_anew_does_so_when_it_returns():
+    aligner = Aligner([CAMERA], tick_period_s=0.1, max_gap_ms=1000)
+    aligner.push(camera(0))
+    assert view(aligner, 0).fresh
+    window = aligner.window(T0 + 1001 * MS)  # ticks stood still
+    assert (window.reset, window.views["camera"].present) == (True, False)
+    aligner.push(camera(950, arrival_ms=1050))
+    after = view(aligner, 1100)
+    assert (after.fresh, after.reset, after.dt_s) == (True, True, 0.1)
+
+
+def test_of_commands_stamped_alike_the_one_that_comes_last_is_in_force():
+    """A simulated clock goes in steps of 100 ms."""
+    aligner = Aligner([TEXT], tick_period_s=0.1)
+    for words in ("go", "stop", "back"):
+        aligner.push(Sample("text", T0, T0, words))
+    assert view(aligner, 0, "text").data == "back"
+    aligner.push(Sample("text", T0, T0, "go"))
+    assert (view(aligner, 10, "text").data, aligner.streams["text"].misplaced) == ("go", 0)
+    assert view(aligner, -100, "text").data == "go"  # the clock went back
+    aligner.push(Sample("text", T0 - 100 * MS, T0 - 100 * MS, "stop"))
+    assert view(aligner, -90, "text").data == "stop"
+
+
+def test_a_camera_that_was_gone_is_not_called_slow_when_it_is_back():
+    aligner = Aligner([CAMERA], tick_period_s=0.1, max_gap_ms=1000)
+    for t in range(0, 600, 100):
+        aligner.push(camera(t))
+    for t in range(500, 2000, 100):
+        aligner.window(T0 + t * MS)
+    assert len(aligner.streams["camera"].recent) == 6
+    aligner.push(camera(2000))
+    assert view(aligner, 2000).reset and not aligner.streams["camera"].recent
+
+
 def test_text_does_not_go_stale_and_a_new_command_replaces_the_old():
     aligner = Aligner([TEXT], tick_period_s=0.1)
     aligner.push(Sample("text", T0, T0, "go"))
@@ -355,6 +390,15 @@ def test_a_chunk_that_begins_in_the_one_before_adds_what_is_new():
     assert aligner.counts("audio")["overlap"] == 1
 
 
+def test_a_microphone_that_does_not_count_its_samples_is_told():
+    aligner = Aligner([AUDIO], tick_period_s=0.1)
+    aligner.push(sound(0, 1, 2, arrival_ms=2))
+    aligner.push(Sample("audio", T0 + 2 * MS, T0 + 4 * MS, sound(0, 3, 4).data))
+    seen, stream = view(aligner, 4, "audio"), aligner.streams["audio"]
+    assert seen.data[-2:, 0].tolist() == [3, 4] and not seen.valid[:-2].any()
+    assert (stream.misplaced, stream.refusal[:23]) == (1, "sample 0 came after 2: ")
+
+
 def test_what_a_window_has_shown_never_changes():
     aligner, shown = Aligner([AUDIO], tick_period_s=0.1), []
     aligner.push(sound(0, 1))
@@ -505,6 +549,9 @@ def test_tick_with_the_anchor_or_when_it_is_late():
     rule.ticked(T0 + 7 * MS)
     assert rule.due(T0 + 10 * MS)
     rule.ticked(T0 + 10 * MS)
-    assert not rule.due(T0 + 11 * MS)
-    rule.pushed(camera(9, arrival_ms=9))  # it came before that tick, but took until now to be made from its message
+    rule.pushed(camera(10, arrival_ms=10))
+    assert not rule.due(T0 + 10 * MS)  # a simulated clock stands still between its steps
     assert rule.due(T0 + 11 * MS)
+    rule.ticked(T0 + 11 * MS)
+    rule.pushed(camera(9, arrival_ms=9))  # it came before that tick, but took until now to be made from its message
+    assert rule.due(T0 + 12 * MS)

@@ -216,6 +216,18 @@ def test_a_png_of_more_pixels_than_any_camera_has(new):
     assert refusal("image", compressed(new, data), COMPRESSED) == got
 
 
+def test_ranges_below_the_sensors_least_are_no_measurement(new):
+    """Many send 0 where nothing came back. -inf is how a sensor says that something is closer."""
+    msg, scan = new("sensor_msgs/msg/LaserScan"), Scan(np.float32([0, -1, -np.inf, 0.125, 3]), -0.5, 0.25, 0.125, 8.0)
+    to_ros("scan", msg, STAMP_NS, scan)
+    assert_same(read("scan", msg).data.ranges, np.float32([np.nan, np.nan, -np.inf, 0.125, 3]))
+
+
+def test_a_png_of_depth_is_no_picture(new):
+    data = cv2.imencode(".png", np.full((4, 4), 1500, np.uint16))[1].tobytes()
+    assert "expected a picture of 8 bits a channel" in refusal("image", compressed(new, data), COMPRESSED)
+
+
 @pytest.mark.parametrize("chunk", [b"IDAT", b"IEND"])
 def test_a_png_with_a_chunk_that_claims_half_a_gigabyte(new, chunk):
     """cv2 would take as much memory before it looks for the bytes."""

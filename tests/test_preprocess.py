@@ -8,7 +8,17 @@ import pytest
 from mm_edge import preprocess
 from mm_edge.align import View
 from mm_edge.errors import SampleError
-from mm_edge.preprocess import LogMel, Vocabulary, check, log_mel, nearest_points, prepare, resample_scan, resize
+from mm_edge.preprocess import (
+    LogMel,
+    Vocabulary,
+    check,
+    log_mel,
+    nearest_points,
+    prepare,
+    resample_scan,
+    resize,
+    words_of,
+)
 from mm_edge.types import Audio, Scan, StreamSpec
 
 RATE = 16000
@@ -107,6 +117,19 @@ def test_words_become_tokens():
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("It's 3 m, go!", ["it", "s", "3", "m", "go"]),
+        ("GRU\u0308N gr\u00fcn", ["gr\u00fcn", "gr\u00fcn"]),  # composed or not
+        ("\uff33\uff34\uff2f\uff30 s\u200btop", ["stop", "stop"]),  # as wide as a Chinese sign; with an invisible one
+        ("काला कील", ["काला", "कील"]),  # vowels are marks
+    ],
+)
+def test_words_of_any_script(text, words):
+    assert words_of(text) == words
+
+
+@pytest.mark.parametrize(
     ("spec", "data", "expected", "got"),
     [
         (IMAGE, np.zeros((2, 2), np.uint8), "uint8 (height, width, 3)", "uint8 (2, 2)"),
@@ -115,7 +138,7 @@ def test_words_become_tokens():
         (AUDIO, Audio(np.zeros((320, 1), np.int16), 0, 16000), "samples of 2 channels", "shape (320, 1)"),
         (SCAN, four_beams(1, math.nan, math.nan, math.nan), "at least 50% of 4 beams measured", "1"),
         (SCAN, four_beams(1, 2, 3, 4)._replace(range_max=math.nan), "0 <= range_min < range_max", "0.1, nan"),
-        (SCAN, four_beams(1, 2, 3, 4)._replace(angle_increment=0.0), "finite angles", "angle_increment 0.0"),
+        (SCAN, four_beams(1, 2, 3, 4)._replace(angle_increment=0.0), "an increment", "angle_increment 0.0"),
         (IMU, np.float32([0, 0, np.inf, 0, 0, 0]), "finite values", "[inf]"),
         (IMU, np.zeros(3, np.float32), "shape (6,)", "(3,)"),
         (TEXT, "go to the moon", "words among the 3 the model knows", "unknown ['moon']"),

@@ -163,7 +163,7 @@ def test_the_watchdog_starts_stopped(graph):
 
 @pytest.mark.parametrize(
     "value, ahead_s, why",
-    [(float("nan"), 0.0, "not finite"), (float("inf"), 0.0, "not finite"), (0.25, 0.1, "in the future")],
+    [(float("nan"), 0.0, "not finite"), (float("inf"), 0.0, "not finite"), (0.25, 0.2, "in the future")],
 )
 def test_what_no_sane_model_sends_stops_at_once_until_reset(graph, value, ahead_s, why):
     graph.nodes.start("watchdog_node")

@@ -20,7 +20,7 @@ from mm_edge import sources
 from mm_edge.align import Aligner
 from mm_edge.errors import EdgeError, MissingDependency
 from mm_edge.health import StreamMonitor
-from mm_edge.sources import CameraSource, Feed, FileSource, MicrophoneSource, SampleClock, open_sound
+from mm_edge.sources import CameraSource, Feed, FileSource, MicrophoneSource, SampleClock, _thinned, open_sound
 from mm_edge.types import NS, Audio, Sample, StreamSpec
 
 cv2 = pytest.importorskip("cv2", reason="cv2 is not installed")
@@ -122,6 +122,12 @@ def test_a_video_is_read_as_fast_as_it_goes_with_times_from_its_beginning(video)
 @pytest.mark.parametrize(("rate_hz", "kept"), [(10, 10), (15, 15), (20, 20), (50, 20)])
 def test_of_frames_that_come_too_fast_some_are_left_out(video, rate_hz, kept):
     assert len(list(CameraSource("camera", video, rate_hz, paced=False))) == kept
+
+
+def test_frames_go_on_when_the_clock_is_set_back():
+    wanted = _thinned(15)
+    assert all(wanted(1000 * NS + i * NS // 15) for i in range(30))
+    assert all(wanted(400 * NS + i * NS // 15) for i in range(30))
 
 
 def test_a_video_plays_in_real_time(video):

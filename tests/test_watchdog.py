@@ -72,7 +72,7 @@ def test_an_old_action_is_not_forwarded_and_does_not_feed_the_watchdog():
     [
         ({"values": (np.nan, 0)}, "action not finite: [nan  0.] from model"),
         ({"values": (0, -np.inf)}, "action not finite: [  0. -inf] from model"),
-        ({"age_ms": -51}, "action of model stamped 51 ms in the future"),
+        ({"age_ms": -151}, "action of model stamped 151 ms in the future"),
         ({"source": "other"}, "two sources at the same time: model and other"),
     ],
 )
@@ -89,6 +89,14 @@ def test_a_fault_stops_at_once_until_reset(fault, reason):
 
 def test_a_clock_a_little_ahead_is_no_fault():
     assert act(running(at_ms=200), 250, age_ms=-50) is not None
+
+
+def test_one_that_heard_earlier_of_a_step_of_the_simulators_clock_is_not_followed_but_no_fault():
+    dog = running(at_ms=200)
+    assert act(dog, 250, age_ms=-100) is None
+    assert act(dog, 300, age_ms=-100) is None
+    assert dog.check(350 * MS) and dog.reason.endswith("the last action was stamped 100 ms in the future")
+    assert [act(dog, t) is None for t in (360, 400, 440)] == [True, True, False]
 
 
 def test_a_respawned_source_takes_over_once_the_old_one_fell_silent():
@@ -199,7 +207,7 @@ def test_whatever_comes_what_is_forwarded_is_valid_and_not_late(events):
     assert sum(dog.counts.values()) == len(events)
 
 
-@pytest.mark.parametrize("text", ["stop", "Stop!", "STOP stop", "halt"])
+@pytest.mark.parametrize("text", ["stop", "Stop!", "STOP stop", "halt", "\uff33\uff34\uff2f\uff30"])
 def test_told_to_stop_it_stops_whatever_the_model_makes_of_it(text):
     dog = running(at_ms=200)
     assert dog.told(text) and dog.check(201 * MS)
