@@ -40,7 +40,12 @@ def message(topic, i, rate_hz):
 
     def cloud(msg):
         to_ros(
-            "points", msg, stamp_ns, np.float32([[1, 0, 0], [0, 2, 0]]), "", STORE.types["sensor_msgs/msg/PointField"]
+            "points",
+            msg,
+            stamp_ns,
+            np.float32([[1, 0, i / 1e6], [0, 2, 0]]),
+            "",
+            STORE.types["sensor_msgs/msg/PointField"],
         )
 
     def odometry(msg):
@@ -205,11 +210,13 @@ def test_good_recordings_pass_and_the_table_can_be_read(tmp_path, capsys):
 
 
 def halted(topic, at_s, msg):
-    """Told to stand for five seconds; a camera that gives each picture twice."""
+    """Told to stand for five seconds; a camera that gives each picture twice, and a LiDAR without noise."""
     if topic == BASE:
         msg.linear.x, msg.angular.z = 0.0 if 1 <= at_s < 6 else 0.25, 0.0
     if topic == "/front/image_raw":
         msg.data[:] = round(at_s * 10) // 2
+    if topic == "/lidar":
+        msg.data[8:12] = 0  # z of the first point
 
 
 def test_when_a_robot_calls_a_sensor_frozen_skewed_or_jittering_is_said(tmp_path, capsys):
@@ -224,6 +231,7 @@ def test_when_a_robot_calls_a_sensor_frozen_skewed_or_jittering_is_said(tmp_path
     assert f"front_image_raw, on a robot, is called frozen beyond 500 ms, {link}" in said
     assert f"lidar, on a robot, is called {link}" in said
     assert "lidar is never called frozen: it was not seen to change while Twists said to stand" in said
+    assert any(line.endswith("/lidar: the same data for 6.80 s, bit for bit: was it frozen?") for line in said)
 
 
 def drop(topic, begin_s=0.0, end_s=math.inf):
@@ -317,6 +325,16 @@ def and_wrist(topic, at_s, msg):
         msg.joint_names, msg.points[0].positions = [*msg.joint_names, "wrist"], np.float64([0.0, -0.5, 0.25])
 
 
+def frozen(topic, at_s, msg):
+    if topic == "/front/image_raw" and at_s >= 1:
+        msg.data[:] = 7
+
+
+def degrees(topic, at_s, msg):
+    if topic == ARM:
+        msg.points[0].positions[0] *= 64
+
+
 def plans(topic, at_s, msg):
     if topic == ARM and at_s >= 1:
         msg.points = msg.points * 3
@@ -398,6 +416,15 @@ BAD = {
     "more joints": (
         {"edit": and_wrist},
         "warning: {bad} at 0.00 s: /arm/joint_trajectory: not learned, as other recordings lack it: wrist",
+    ),
+    "a frozen camera": (
+        {"edit": frozen},
+        "warning: {bad} at 0.00 s: /front/image_raw: the same data for 1.90 s, bit for bit: was it frozen?",
+    ),
+    "another unit": (
+        {"edit": degrees},
+        "warning: {bad} at 0.00 s: arm/joint_trajectory: shoulder as far as 37.3 from 0.44, in other recordings 0.44: in "
+        "another unit? It sets the limits",
     ),
     "plans": (
         {"edit": plans},

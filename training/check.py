@@ -22,7 +22,7 @@ import numpy as np
 from mm_edge.errors import EdgeError
 from mm_edge.replay import PAUSE_S
 from mm_edge.types import NS, StreamSpec
-from training.limits import LIVING, watched
+from training.limits import LIVING, longest_s, watched
 from training.recordings import (
     STILL,
     TRAJECTORY,
@@ -235,6 +235,8 @@ def _timing(recording: Recording, topic: Topic, spec: StreamSpec | None) -> Iter
         jumped = ": the clock was set, or all stood still" if gaps_s[at] > PAUSE_S else ""
         more = f"; {n - 1} more" if (n := int((gaps_s > least_s).sum())) > 1 else ""
         yield Finding(path, _since(recording, edges[at]), topic.topic, f"silent for {gaps_s[at]:.2f} s{jumped}{more}")
+    if topic.kind in LIVING and (same_s := longest_s(topic.stamp_ns, topic.repeats)) > least_s:
+        yield Finding(path, 0.0, topic.topic, f"the same data for {same_s:.2f} s, bit for bit: was it frozen?")
     steps_s = np.diff(arrival_ns) / NS
     steps_s = steps_s[steps_s <= least_s]
     came_hz = len(steps_s) / steps_s.sum() if steps_s.any() else topic.rate_hz
@@ -311,7 +313,7 @@ def _unbalanced(recordings: Sequence[Recording], label: Label, balance: Balance)
 
 def _slips(recordings: Sequence[Recording], label: Label) -> Iterator[Finding]:
     """The greatest command of each dimension, of positions the one furthest from their median, if hardly any other
-    comes near it: it would set limits and scale."""
+    comes near it, or those of any other recording: it would set limits and scale."""
     told = []
     for recording in recordings:
         at_ns, values = commands_of(recording, label)
@@ -332,6 +334,13 @@ def _slips(recordings: Sequence[Recording], label: Label) -> Iterator[Finding]:
             of = f" of {middle[i]:.3g}" if middle[i] else ""
             what = f"{name} of {values[at, i]:g}, but within {most / WILD:.3g}{of} in {n - near} of {n} commands"
             yield Finding(recording.path, _since(recording, at_ns[at]), label.topic, f"{what}: it sets the limits")
+            continue
+        reach = [float(np.abs(values[:, i] - middle[i]).max()) for *_, values in told]
+        usual = float(np.median(reach))
+        for (recording, *_), far in zip(told, reach):
+            if len(told) > 2 and far > WILD * usual > 0:
+                what = f"{name} as far as {far:.3g} from {middle[i]:.3g}, in other recordings {usual:.3g}"
+                yield Finding(recording.path, 0.0, label.topic, f"{what}: in another unit? It sets the limits")
 
 
 def _row(name: str, found: Sequence[tuple[Recording, Topic]]) -> Row:

@@ -64,14 +64,18 @@ def _link_ms(spec: StreamSpec, topics: Sequence[Topic]) -> tuple[float, float]:
 
 
 def _frozen_ms(spec: StreamSpec, topics: Sequence[tuple[Recording, Topic]]) -> float:
-    stood_s = max((_stood_s(recording, topic.arrival_ns) for recording, topic in topics), default=0.0)
-    if spec.kind not in LIVING or stood_s < STOOD_S:
+    if spec.kind not in LIVING:
         return 0.0
     period_ms = 1e3 / spec.rate_hz
-    longest_s = max(_longest_s(topic.stamp_ns, topic.repeats) for _, topic in topics)
     # Of an imu all that its window holds has to be the same, and a row more for its jitter.
     most_ms = (spec.shape[0] - 2) * period_ms if spec.kind == "imu" else MOST_MS
-    return _limit_ms(2e3 * longest_s + 3 * period_ms, most_ms)
+    limits_ms, stood_s = [0.0], [0.0]
+    for recording, topic in topics:
+        # No limit by where the data were the same for longer: there it was frozen, or it may stand still.
+        if limit_ms := _limit_ms(2e3 * longest_s(topic.stamp_ns, topic.repeats) + 3 * period_ms, most_ms):
+            limits_ms.append(limit_ms)
+            stood_s.append(_stood_s(recording, topic.arrival_ns))
+    return max(limits_ms) if max(stood_s) >= STOOD_S else 0.0
 
 
 def _limit_ms(ms: float, most_ms: float) -> float:
@@ -87,7 +91,7 @@ def _stood_s(recording: Recording, at_ns: np.ndarray) -> float:
     if not twists:
         return 0.0
     stands = np.all([_told_to_stand(topic, at_ns) for topic in twists], axis=0)
-    return _longest_s(at_ns, stands & np.concatenate([[False], stands[:-1]]))
+    return longest_s(at_ns, stands & np.concatenate([[False], stands[:-1]]))
 
 
 def _told_to_stand(topic: Topic, at_ns: np.ndarray) -> np.ndarray:
@@ -105,7 +109,7 @@ def _told_to_stand(topic: Topic, at_ns: np.ndarray) -> np.ndarray:
     return fresh & still[last] & (at_ns - since_ns[last] > HALT_S * NS)
 
 
-def _longest_s(at_ns: np.ndarray, goes_on: np.ndarray) -> float:
+def longest_s(at_ns: np.ndarray, goes_on: np.ndarray) -> float:
     """From the first to the last of those in a row each of which goes on with the one before."""
     return float((at_ns - at_ns[_begins(goes_on)]).max(initial=0)) / NS
 
