@@ -381,7 +381,8 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
 def _card(recipe: Recipe, scores: dict[str, Any]) -> str:
     """The model card: the project's own for what its own recipe made, or else what is known of the model."""
     own, card = RECIPES / f"{recipe.task}.yaml", RECIPES / f"{recipe.task}.md"
-    if own.exists() and card.exists() and _without_folder(read_yaml(own.read_text())) == _without_folder(recipe.raw):
+    made = read_yaml(own.read_text(), str(own)) if own.exists() and card.exists() else {}
+    if _without_folder(made) == _without_folder(recipe.raw):
         return card.read_text()
     streams = "\n".join(
         f"- {spec.name}: {spec.kind} {tuple(spec.shape)}, {spec.rate_hz:g} Hz" for spec in recipe.streams

@@ -142,7 +142,7 @@ def test_drive_is_learned_by_the_lessons_of_another_training_and_scored_at_the_w
     monkeypatch.setattr(drive, "EXAM", range(980_000, 980_001))
     monkeypatch.setattr(drive, "LOOP", range(970_000, 970_001))
     monkeypatch.setattr(drive, "LOOP_S", 1.0)
-    raw = read_yaml((RECIPES / "drive.yaml").read_text())
+    raw = read_yaml((RECIPES / "drive.yaml").read_text(), "drive")
     raw["data"] = {"folder": str(tmp_path)}
     recipe = make_recipe(raw, ["rounds=[{steps: 1}]", "train.lanes=2"], "drive")
     with pytest.raises(ValueError, match="expected a drive's training, as in runs/drive; got no episodes"):

@@ -218,7 +218,7 @@ def test_scores_by_hand():
 
 def test_clips_that_are_not_there_are_made_and_then_read(tmp_path):
     options = [f"data.folder={tmp_path / 'new' / 'clips'}", "rounds.0.episodes=2", "train.lanes=2"]
-    raw = read_yaml((RECIPES / "events.yaml").read_text())
+    raw = read_yaml((RECIPES / "events.yaml").read_text(), "events")
     raw["data"]["folder"] = ""
     recipe = make_recipe(raw, options, "events")
     batch = events.supply(recipe, 0, tmp_path / "out", workers=1).next()

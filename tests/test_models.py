@@ -257,7 +257,7 @@ def test_a_mask_or_dt_of_another_shape_is_refused(more, words):
         ("VISION", (16, 24), {}, r"VISION: expected an input_dim of \(channels, height, width\), got \(16, 24\)"),
         ("VISION", (3, 16, 24), {"preprocessing": "vit"}, "one of .*'resnet'.* got 'vit'"),
         ("VISION", (3, 16, 24), {"backbone": "lstm"}, "backbone: .* got 'lstm'"),
-        ("SENSOR", 3, {"spiking_units": 0}, "spiking_units: expected more than 0, got 0"),
+        ("SENSOR", 3, {"spiking_units": 0}, "spiking_units: expected a whole number above 0, got 0"),
         ("SENSOR", 3, {"period_s": -1.0}, "period_s: expected more than 0, got -1.0"),
         ("SENSOR", 3, {"num_spike_steps": 2.5}, "num_spike_steps: expected 0 or more, whole, got 2.5"),
         ("VISION", (3, 32, 32), {"preprocessing": "asked"}, "preprocessing 'asked' needs a TEXT"),

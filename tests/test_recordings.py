@@ -423,8 +423,8 @@ BAD = {
     ),
     "another unit": (
         {"edit": degrees},
-        "warning: {bad} at 0.00 s: arm/joint_trajectory: shoulder as far as 37.3 from 0.44, in other recordings 0.44: in "
-        "another unit? It sets the limits",
+        "warning: {bad} at 0.00 s: arm/joint_trajectory: shoulder as far as 37.3 from 0.44, in other recordings 0.44: "
+        "in another unit? It sets the limits",
     ),
     "plans": (
         {"edit": plans},
@@ -687,7 +687,7 @@ def test_what_changes_its_meaning_within_a_recording_is_refused(tmp_path, change
 
 def test_recordings_that_are_left_out_set_no_limits(tmp_path, capsys):
     pytest.importorskip("torch", reason="training needs torch")
-    from training.recipe import make_recipe
+    from training.recipe import make_recipe, read_yaml
     from training.robot import build_model, raw_recipe, supply
     from training.train import RECIPES
 
@@ -697,7 +697,7 @@ def test_recordings_that_are_left_out_set_no_limits(tmp_path, capsys):
 
     record(tmp_path / "a", rates=SLOW, edit=wild)
     paths = [str(record(tmp_path / name)) for name in ("b", "c")]
-    raw = raw_recipe(RECIPES / "robot.yaml", tmp_path, "", go_on=True)
+    raw = raw_recipe(read_yaml((RECIPES / "robot.yaml").read_text(), "robot"), tmp_path, "", go_on=True)
     assert list(raw["data"]["recordings"]) == paths and raw["action"]["max"] == pytest.approx([0.59, -0.5])
     record(tmp_path / "0", edit=only_shoulder)  # comes later, and changes nothing
     recipe = make_recipe(raw, [], "")

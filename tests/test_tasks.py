@@ -282,6 +282,29 @@ def test_a_robot_of_your_own(tmp_path, capsys):
     assert known.keys() == {"learned", "validation"} and known["learned"] == known["validation"]  # a copy is the same
 
 
+def test_a_recipe_of_your_own_for_a_robot_of_your_own(tmp_path, capsys):
+    record(tmp_path / "bags" / "a")
+    own = tmp_path / "own.yaml"
+    own.write_text((RECIPES / "robot.yaml").read_text().replace("seed: 1", "seed: 7"))
+    options = ["--out", str(tmp_path / "run"), "rounds=[{steps: 1}]", "train.lanes=2", "train.ticks=6"]
+    assert main([str(own), "--data", str(tmp_path / "bags"), *options]) == 0
+    assert read_recipe(tmp_path / "run" / "recipe.yaml").seed == 7
+    assert main([str(RECIPES / "drive.yaml"), "--data", str(tmp_path / "bags"), *options]) == 2
+    assert "learns from no folder; with --data there is robot.yaml" in capsys.readouterr().err
+    own.write_text("robot")
+    assert main([str(own), "--data", str(tmp_path / "bags"), *options]) == 2
+    assert f"{own}: expected a recipe, keys with values, got 'robot'" in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_ends_and_says_so(tmp_path, capsys):
+    record(tmp_path / "bags" / "a")
+    options = ["rounds=[{steps: 9}]", "train.lanes=2", "train.ticks=6", "train.save_every_steps=4"]
+    wild = ["train.learning_rate=1e30", "train.warm_up_steps=1", "--out", str(tmp_path / "run")]
+    assert main(["drive", "--data", str(tmp_path / "bags"), *options, *wild]) == 2
+    assert "round 0: the loss is not finite before step 4: a lower train.learning_rate?" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "round0.safetensors").exists()
+
+
 def otherwise(topic, at_s, msg):
     if topic == ARM:
         msg.points[0].positions[0] /= 2

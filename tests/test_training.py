@@ -1,5 +1,6 @@
 """The one training loop: recipes, resuming, what modality dropout does to time, and that it learns."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,23 @@ def trained(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run")
     train(read_recipe(RECIPES / "drive.yaml", SMALL), out, workers=1)
     return out
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("train.clip=0", "train.clip: expected more than 0, got 0"),
+        ("train.learning_rate=-1", "train.learning_rate: expected 0 or more, got -1"),
+        ("train.modality_dropout=1.5", "train.modality_dropout: expected a share from 0 to 1, got 1.5"),
+        ("train.progressive=[30, 60]", "train.progressive: expected two shares of the steps that rise"),
+        ("train.progressive=[0.6, 0.3]", "train.progressive: expected two shares of the steps that rise"),
+        ("train.epochs=-1", "train.epochs: expected 0 or more, got -1"),
+        ("train.patience=[", "train.patience: while parsing"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(override, why):
+    with pytest.raises(ValueError, match=re.escape(why)):
+        read_recipe(RECIPES / "imu_can.yaml", [override])
 
 
 def test_a_training_leaves_weights_episodes_recipe_and_what_it_cost(trained):

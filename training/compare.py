@@ -73,13 +73,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"these, beside {SHIPPED}, and no others (all)")
     parser.add_argument("--threads", type=at_least(1), default=1, help="torch threads")
     args = parser.parse_intermixed_args(argv)
+    args.overrides += [word for word in args.variants or () if "=" in word]  # argparse gives a list all that follows it
+    args.variants = [word for word in args.variants or () if "=" not in word]
     out = args.out or Path("runs/compare") / args.task
     torch.set_num_threads(args.threads)
     try:
         for module in ("matplotlib", "sklearn"):  # missed now, not when all is trained
             if importlib.util.find_spec(module) is None:
                 raise MissingDependency("comparing", module, "compare")
-        raw = read_yaml((RECIPES / f"{args.task}.yaml").read_text())
+        raw = read_yaml((RECIPES / f"{args.task}.yaml").read_text(), args.task)
         raw.setdefault("data", {})["folder"] = str(args.data)
         recipe = make_recipe(raw, args.overrides, args.task)
         results = compare(recipe, args.seeds, out, args.variants)
@@ -206,13 +208,15 @@ def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
                 refer = task.score(task.reference(labels), labels) if hasattr(task, "reference") else None
     spent = json.loads((weights.parent / "cpu_minutes.json").read_text())
     minutes = sum(m for stage, m in spent.items() if stage.endswith("train"))
+    steps = sum(int(file.read_text()) for file in weights.parent.glob("steps[0-9]*"))
     return {
         "scores": scores,
         "reference": refer,
         "loop": task.in_the_loop(recipe, model) if hasattr(task, "in_the_loop") else {},
         "parameters": parameters(model),
         "tick_ms": _tick_ms(recipe, model),
-        "train_ms": round(minutes * 60e3 / sum(r.steps for r in recipe.rounds), 2),
+        "steps": steps,
+        "train_ms": round(minutes * 60e3 / max(1, steps), 2),
         **shown,
     }
 
@@ -294,7 +298,7 @@ def late(events: list[Event]) -> list[Event]:
     rng, stamps = np.random.default_rng(0), dict[str, list[int]]()
     for event in filter(_sensed, events):
         stamps.setdefault(event.stream, []).append(event.stamp_ns)
-    most_s = {stream: 3 * float(np.median(np.diff(s))) / NS for stream, s in stamps.items()}
+    most_s = {stream: 3 * float(np.median(np.diff(s))) / NS if len(s) > 1 else 0.0 for stream, s in stamps.items()}
     moved = [
         event._replace(arrival_ns=event.arrival_ns + round(rng.uniform(0, most_s[event.stream]) * NS))
         if _sensed(event) else event
@@ -350,10 +354,11 @@ def _all_present(trial: dict[str, Any], condition: str) -> dict[str, float]:
 
 def report(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> str:
     """One page of HTML with its plots in it."""
-    steps = sum(r.steps for r in recipe.rounds)
+    steps = sorted({trial["steps"] for trials in results.values() for trial in trials})
+    made = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
     parts = [
         f"<h1>{recipe.task}: {SHIPPED} and what could be instead</h1>",
-        f"<p>{len(results[SHIPPED])} seeds, {steps} steps each; +- is a 95 % confidence interval over the seeds. "
+        f"<p>{len(results[SHIPPED])} seeds, {made} steps each; +- is a 95 % confidence interval over the seeds. "
         "All but the senses alone have as many parameters as the shipped model. "
         f"Fusion: {recipe.raw['model']['fusion_strategy']}, unless another is named.</p><h2>In words</h2>",
         "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in verdicts(recipe, results)) + "</ul>",

@@ -24,6 +24,10 @@ class FusionStrategy(Enum):
     HYBRID = "hybrid"  # both, and cross-modal attention between them
     HIERARCHICAL = "hierarchical"  # attention within groups of like modalities, then between the groups
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"fusion_strategy: expected one of {[each.value for each in cls]}, got {value!r}")
+
 
 class Fusion(nn.Module):
     """What all strategies share: tokens of one size that know their age and absence, and the learned trust.

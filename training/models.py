@@ -53,9 +53,11 @@ class ModalityEncoder(nn.Module):
         super().__init__()
         if config.backbone not in CELLS:
             raise ValueError(f"backbone: expected one of {list(CELLS)}, got {config.backbone!r}")
-        for size in ("encoder_dim", "liquid_units", "spiking_units", "period_s", "tau_s"):
-            if (value := getattr(config, size)) is not None and not value > 0:
-                raise ValueError(f"{size}: expected more than 0, got {value}")
+        for size in ("encoder_dim", "liquid_units", "spiking_units"):
+            _expect_size(size, getattr(config, size))
+        for time in ("period_s", "tau_s"):
+            if (value := getattr(config, time)) is not None and not value > 0:
+                raise ValueError(f"{time}: expected more than 0, got {value}")
         if not isinstance(config.num_spike_steps, int) or config.num_spike_steps < 0:
             raise ValueError(f"num_spike_steps: expected 0 or more, whole, got {config.num_spike_steps}")
         if not 0 < config.beta < 1:
@@ -81,6 +83,15 @@ class ModalityEncoder(nn.Module):
             if config.num_spike_steps:
                 self.lif = LIF(units, tau_s, plain=config.tau_s is None)
         self.liquid = CELLS[config.backbone](config.spiking_units, config.liquid_units, self.period_s)
+
+    def forward(self, x: Tensor, dt: Tensor | None = None, text: Tensor | None = None) -> Tensor:
+        """A regular sequence from rest: x (B, T, *input_dim), dt (B, T, 1) seconds, the nominal period; of an "asked"
+        net also the text's token at each time, (B, T, text_units) -> tokens (B, T, liquid_units)."""
+        if dt is None:
+            dt = torch.full((*x.shape[:2], 1), self.period_s, device=x.device)
+        features, _, _ = self.features(x.flatten(0, 1), None if text is None else text.flatten(0, 1))
+        keep = torch.ones_like(dt, dtype=torch.bool)
+        return self.scan(features.unflatten(0, x.shape[:2]), self.zero_state(len(x)), dt, keep, ~keep)[0]
 
     @property
     def units(self) -> int:
@@ -224,6 +235,9 @@ class MultiModalFusionNetwork(nn.Module):
         super().__init__()
         if core not in CELLS:
             raise ValueError(f"core: expected one of {list(CELLS)}, got {core!r}")
+        sizes = {"fusion_dim": fusion_dim, "num_attention_heads": num_attention_heads, "output_dim": output_dim}
+        for size, value in {**sizes, "fusion_units": fusion_units}.items():
+            _expect_size(size, value)
         self.names, self.configs = tuple(modality_configs), dict(modality_configs)
         if not self.names:
             raise ValueError("modality_configs: expected at least one modality")
@@ -288,6 +302,9 @@ class MultiModalFusionNetwork(nn.Module):
 
         Raises ValueError, which names the modality, what was expected and what came.
         """
+        for name, x in inputs.items():
+            if not isinstance(x, Tensor):
+                raise ValueError(f"{name}: expected a tensor, got {type(x).__name__}")
         inputs = {name: self._channels(name, x) for name, x in inputs.items()}
         lanes, ticks, one = self._sizes(inputs)
         for name, x in inputs.items():
@@ -295,6 +312,8 @@ class MultiModalFusionNetwork(nn.Module):
                 raise ValueError(f"{name}: expected finite numbers, or a mask that says where it is absent")
         _expect("mask", mask, (lanes, ticks, len(self.names)), (lanes, len(self.names)))
         _expect("dt", dt, (lanes, ticks, 1))
+        if dt is not None and not ((dt >= 0) & dt.isfinite()).all():
+            raise ValueError("dt: expected finite seconds, none below 0")
         batch = self._regular(inputs, lanes, ticks, mask, dt)
         result, _ = self.scan(batch, self.zero_state(lanes))
 
@@ -339,6 +358,8 @@ class MultiModalFusionNetwork(nn.Module):
             if config.vocabulary and ((x < 0) | (x > config.vocabulary)).any():
                 raise ValueError(f"{name}: expected tokens from 0 to {config.vocabulary}, got {x.min()} to {x.max()}")
             sizes[name] = len(x), x.shape[1] if timed else None
+            if 0 in x.shape[: 1 + timed]:
+                raise ValueError(f"{name}: expected at least one sample, got {tuple(x.shape)}")
         lanes, ticks = next(iter(sizes.values()))[0], [t for _, t in sizes.values() if t is not None]
         for name, (batch, t) in sizes.items():
             if batch != lanes or (t is not None and t != ticks[0]):
@@ -391,7 +412,10 @@ class MultiModalFusionNetwork(nn.Module):
             encoder, steps = self.encoders[name], batch.steps[name]
             lane, slot = steps.where.T
             asked = text_tokens[lane, steps.text_at] if encoder.asks and text_tokens is not None else None
-            features, looked, grid = encoder.features(steps.x, asked)
+            try:
+                features, looked, grid = encoder.features(steps.x, asked)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
             all_features[name] = features.float()
             if looked is not None and grid is not None:
                 scores[name], grids[name] = looked, grid
@@ -431,6 +455,12 @@ def _taken(steps: StepBatch, present: Tensor, since_s: Tensor) -> StepBatch:
     gap_s = torch.where(before > 0, gap_s, steps.dt[:, :1, 0])
     dt = torch.where((before == slot)[..., None], steps.dt, gap_s[..., None])
     return replace(steps, keep=keep, dt=dt, at=last.expand(steps.at.shape))
+
+
+def _expect_size(name: str, value: int | None) -> None:
+    """Raises ValueError."""
+    if value is not None and not (isinstance(value, int) and value > 0):
+        raise ValueError(f"{name}: expected a whole number above 0, got {value!r}")
 
 
 def _expect(name: str, x: Tensor | None, *shapes: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,16 @@ class TrainConfig:
         for name in ("lanes", "ticks", "save_every_steps", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.clip < math.inf:
+            raise ValueError(f"train.clip: expected more than 0, got {self.clip}")
+        for name in ("learning_rate", "weight_decay", "warm_up_steps", "epochs", "contrastive", "patience"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"train.{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.modality_dropout <= 1:
+            raise ValueError(f"train.modality_dropout: expected a share from 0 to 1, got {self.modality_dropout}")
+        shares = (0.0, *self.progressive, 1.0)
+        if len(self.progressive) > 2 or list(shares) != sorted(shares):
+            raise ValueError(f"train.progressive: expected two shares of the steps that rise, got {self.progressive}")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"train.mixed_precision: expected no, bf16 or fp16, got {self.mixed_precision!r}")
 
@@ -76,16 +87,18 @@ class Recipe:
 
 def read_recipe(path: Path, overrides: list[str] = []) -> Recipe:  # noqa: B006 (not changed)
     """Read a recipe; each override is `dotted.key=value` with a YAML value. Raises ValueError naming what is wrong."""
-    return make_recipe(read_yaml(path.read_text()), overrides, str(path))
+    return make_recipe(read_yaml(path.read_text(), str(path)), overrides, str(path))
 
 
 def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
     """As `read_recipe`, of what was read; `path` says where."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a recipe, keys with values, got {raw!r}")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"{override}: expected key=value")
-        set_value(raw, key, read_yaml(value))
+        set_value(raw, key, read_yaml(value, key))
     recipe = make(Recipe, {**raw, "raw": raw}, path)
     if not recipe.rounds:
         raise ValueError(f"{path}: rounds: expected at least one")
@@ -102,12 +115,12 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+e[-+]?\d+$", re.I), list("-+0123456789"))
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, where: str) -> Any:
     """Raises ValueError for what is no YAML."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(error) from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def set_value(raw: dict[str, Any], dotted: str, value: Any) -> None:

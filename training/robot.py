@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -56,9 +55,9 @@ NEVER_SEEN = "never seen"
 TERMS = {"rates": 1.0}  # of spikes, which are to be neither silent nor always there
 
 
-def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[str, Any]:
-    """A recipe for the recordings in `folder`. Prints what the check found; raises ValueError if that are errors and
-    nobody said to go on, or if nothing is left."""
+def raw_recipe(raw: dict[str, Any], folder: Path, topic: str, go_on: bool) -> dict[str, Any]:
+    """The recipe, as it was read, for the recordings in `folder`. Prints what the check found; raises ValueError if
+    that are errors and nobody said to go on, or if nothing is left."""
     recordings = find(folder)
     streams, label = streams_of(recordings), label_of(recordings, topic)
     report = check(recordings, streams, label)
@@ -70,7 +69,6 @@ def raw_recipe(template: Path, folder: Path, topic: str, go_on: bool) -> dict[st
         raise ValueError(f"{folder}: no recording is left to train on")
     label = label_of(usable, label.topic)  # what is left out sets no limits
     streams = watched(streams_of(usable), usable)
-    raw = yaml.safe_load(template.read_text())
     action = asdict(label)
     topic = action.pop("topic")
     return _plain(

@@ -43,6 +43,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError
 from mm_edge.types import StreamSpec
 from training import clips, coco, digits, drive, events, hearing, imu_can, lidar_velocity, robot, steering, vlm
@@ -56,6 +57,7 @@ from training.supervised import contrastive, newest
 
 RECIPES = Path(__file__).parent / "recipes"
 BEFORE_ALL = ("recipe.yaml", "commit", "cpu_minutes.json")  # what a training leaves that finds no data
+OF_DATA = {"drive": "robot", "vlm": "vlm_folder"}  # what learns from a folder instead of a simulation
 TASKS = {
     "clips": clips, "digits": digits, "drive": drive, "events": events, "imu_can": imu_can,
     "lidar_velocity": lidar_velocity, "robot": robot, "sounds": hearing, "steering": steering, "vlm": vlm,
@@ -75,10 +77,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--go-on", action="store_true", help="although some recordings are of no use")
     parser.add_argument("--modalities", nargs="+", default=[], help="streams to be used, by name or kind (all)")
     parser.add_argument("--fusion-strategy", choices=[strategy.value for strategy in FusionStrategy])
-    parser.add_argument("--fusion-dim", type=int)
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's steps")
-    parser.add_argument("--workers", type=int, default=2, help="processes that make episodes")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (more cost more CPU time than they save)")
+    parser.add_argument("--fusion-dim", type=at_least(1))
+    parser.add_argument("--epochs", type=at_least(1), help="instead of the recipe's steps")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="processes that make episodes")
+    threads = "torch threads (more cost more CPU time than they save)"
+    parser.add_argument("--threads", type=at_least(1), default=1, help=threads)
     args = parser.parse_intermixed_args(argv)
     args.overrides += [word for word in args.modalities if "=" in word]  # argparse gives a list all that follows it
     args.modalities = [word for word in args.modalities if "=" not in word]
@@ -100,17 +103,22 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
     """Raises ValueError, OSError or EdgeError for what is wrong with it, or with the data."""
     flags = {"model.fusion_strategy": args.fusion_strategy, "model.fusion_dim": args.fusion_dim}
     flags["train.epochs"] = args.epochs
-    if args.recipe == "vlm" and args.data:
-        path = RECIPES / "vlm_folder.yaml"
-    if args.label and not args.data:
-        raise ValueError(f"--label {args.label}: of which recordings? --data FOLDER_OF_RECORDINGS")
-    if args.recipe in ("drive", "robot") and args.data:
-        path = RECIPES / "robot.yaml"
-        raw = robot.raw_recipe(path, args.data, args.label, args.go_on)
+    if args.recipe in OF_DATA and args.data:
+        path = RECIPES / f"{OF_DATA[args.recipe]}.yaml"
+    if not path.exists():
+        raise ValueError(f"{path}: no such recipe{hint(path.stem, [p.stem for p in RECIPES.glob('*.yaml')])}")
+    raw = read_yaml(path.read_text(), str(path))
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a recipe, keys with values, got {raw!r}")
+    of_recordings = raw.get("task") == "robot" and args.data
+    if (args.label or args.go_on) and not of_recordings:
+        raise ValueError("--label, --go-on: of which recordings of a robot? drive --data FOLDER_OF_RECORDINGS")
+    if args.data and "data" not in raw:
+        known = f"; with --data there is {OF_DATA[raw['task']]}.yaml" if raw.get("task") in OF_DATA else ""
+        raise ValueError(f"{path}: learns from no folder{known}")
+    if of_recordings:
+        raw = robot.raw_recipe(raw, args.data, args.label, args.go_on)
     else:
-        if not path.exists():
-            raise ValueError(f"{path}: no such recipe{hint(path.stem, [p.stem for p in RECIPES.glob('*.yaml')])}")
-        raw = read_yaml(path.read_text())
         flags["data.folder"] = args.data and str(args.data)
         if not args.data and raw.get("data", {}).get("folder") == "":
             raise ValueError(f"{args.recipe}: where are the data? --data FOLDER")
@@ -155,8 +163,9 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
                     model.load_state_dict(load_file(student))
                 if PartialState().num_processes > 1:  # each draws a dropout of its own
                     torch.manual_seed(recipe.seed + PartialState().process_index)
-                _train_round(recipe, index, model, supply, out)
+                steps = _train_round(recipe, index, model, supply, out)
                 if PartialState().is_main_process:
+                    (out / f"steps{index}").write_text(str(steps))
                     _save_weights(model, weights)
                 PartialState().wait_for_everyone()
         student = weights
@@ -312,7 +321,8 @@ class _Progress:
             setattr(self, name, value)
 
 
-def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, supply: Supply, out: Path) -> None:
+def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, supply: Supply, out: Path) -> int:
+    """Returns how many steps it took. Raises ValueError if the loss is not finite."""
     config, steps = recipe.train, recipe.rounds[index].steps
     if config.epochs:
         steps = max(1, config.epochs * supply.steps_an_epoch // config.accumulate)
@@ -343,6 +353,8 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
     since_save = []  # losses
     for step in bar:
         if 0 < config.patience <= progress.since:
+            if rank == 0:
+                print(f"round {index}: stopped at step {step} of {steps}, nothing better since {progress.best_step}")
             break
         optimizer.zero_grad()
         for _ in range(config.accumulate):
@@ -359,10 +371,17 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
             progress.smooth |= {k: 0.9 * progress.smooth.get(k, v) + 0.1 * v for k, v in values.items()}
             accelerator.log(values, step=step)
             bar.set_postfix({k: f"{v:.3f}" for k, v in progress.smooth.items()})
-        if progress.step % config.save_every_steps == 0 or (unseen and progress.step == steps):
-            mine = _validate(accelerator.unwrap_model(lesson), unseen) if unseen else torch.stack(since_save).mean()
-            found = float(accelerator.reduce(mine, "mean"))  # the same for all, or not all would stop
+        if progress.step % config.save_every_steps == 0 or progress.step == steps:
+            # The same for all processes, or not all would stop.
+            found = float(accelerator.reduce(torch.stack(since_save).mean(), "mean"))
+            if not math.isfinite(found):
+                raise ValueError(
+                    f"round {index}: the loss is not finite before step {progress.step}: a lower train.learning_rate? "
+                    "The same command goes on from what was saved last"
+                )
             if unseen:
+                mine = _validate(accelerator.unwrap_model(lesson), unseen)
+                found = float(accelerator.reduce(mine, "mean"))
                 progress.smooth["validation"] = found
                 accelerator.log({"validation": found}, step=step)
             if progress.compare(found) and unseen and rank == 0:
@@ -376,20 +395,22 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
             print(f"round {index}: validation {progress.best:.4f}, its best, at step {progress.best_step} of {steps}")
     for tracker in accelerator.trackers:  # not end_training: that parts the processes, and rounds may follow
         tracker.finish()
+    return progress.step
 
 
 @torch.no_grad()
 def _validate(lesson: _Lesson, batches: list[Batch]) -> Tensor:
-    """The mean loss of batches of one lane that go on one after the other, weighed by their ticks."""
+    """The mean loss of batches of one lane that go on one after the other, weighed by their ticks with a label."""
     lesson.eval()
     state, losses, ticks = lesson.model.zero_state(1), [], []
     for batch in batches:
         loss, _, state = lesson(batch.to(state.h.device), state)
         losses.append(loss)
-        ticks.append(batch.valid.sum())
+        known = batch.labels.get("weight", torch.ones(()))  # nobody knows what was wanted at the other ticks
+        ticks.append((batch.valid.squeeze(-1) * known).sum())
     lesson.train()
     weights = torch.stack(ticks).to(losses[0])
-    return torch.stack(losses) @ weights / weights.sum()
+    return torch.stack(losses) @ weights / weights.sum().clamp(min=1)
 
 
 def _save_weights(model: nn.Module, file: Path) -> None:

@@ -68,6 +68,8 @@ def exam(logs: Sequence[Tables], ticks: int, every: int = 1, lanes: int = 64) ->
 
 def loss(recipe: Recipe, model: MultiModalFusionNetwork, batch: Batch, out: ModelResult) -> tuple[Tensor, dict]:
     """In units of `data.scale`, of the second half of each window: by then there is something to go by."""
+    if (got := out.output.shape[-1]) != (want := batch.labels["target"].shape[-1]):
+        raise ValueError(f"values.names: expected {want}, as the data have, got {got}")
     half = batch.mask.shape[1] // 2
     scale = out.output.new_tensor(recipe.data["scale"])
     error = F.smooth_l1_loss(out.output / scale, batch.labels["target"] / scale, reduction="none").mean(-1)
