@@ -316,3 +316,31 @@ def test_joints_keep_their_names_and_their_velocities(tmp_path):
     (state,) = (spec for spec in streams_of(again) if spec.kind == "vector")
     assert state.joints == ("shoulder", "elbow") and recording.topics["state"].gives == "position, velocity"
     assert label_of(again).topic == "action" and label_of(find(tmp_path / "bags")).topic == ARM[1:]
+    assert label_of(again).interface == "position" and "text" not in recording.topics  # there was no task
+
+
+def test_speeds_of_joints_stay_speeds(tmp_path):
+    from test_recordings import record, velocities
+
+    record(tmp_path / "bags" / "0", rates={"/front/image_raw": 10}, edit=velocities)
+    to_lerobot(before := find(tmp_path / "bags"), tmp_path / "dataset")
+    features = json.loads((tmp_path / "dataset" / "meta" / "info.json").read_text())["features"]
+    assert features["action"]["names"] == ["shoulder.velocity", "elbow.velocity"]
+    from_lerobot(tmp_path / "dataset", tmp_path / "again")
+    one, other = label_of(before), label_of(find(tmp_path / "again"))
+    assert (other.interface, other.names, other.min) == ("velocity", ("shoulder", "elbow"), one.min)
+
+
+def test_what_was_overtaken_is_not_in_the_dataset(tmp_path):
+    from test_recordings import record
+
+    def overtaken(topic, at_s, msg):
+        if topic == "/joint_states" and round(at_s * 20) % 5 == 0:  # 0.3 s late, with what it saw then
+            stamp_ns = msg.header.stamp.sec * NS + msg.header.stamp.nanosec - 3 * NS // 10
+            msg.header.stamp.sec, msg.header.stamp.nanosec = divmod(stamp_ns, NS)
+            msg.position = msg.position - [0.06, -0.06]
+
+    record(tmp_path / "bags" / "0", rates={"/front/image_raw": 10, "/joint_states": 20}, edit=overtaken)
+    to_lerobot(find(tmp_path / "bags"), tmp_path / "dataset", fps=20)
+    positions = numbers(rows_of(tmp_path / "dataset"), "observation.state")[:, 0]
+    assert len(positions) > 50 and (np.diff(positions) >= 0).all()

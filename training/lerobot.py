@@ -34,6 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mm_edge import preprocess
+from mm_edge.align import Aligner
 from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError, MissingDependency, RecordingError
 from mm_edge.messages import DRIVEN, TWIST, positions_to_ros
@@ -59,6 +60,7 @@ HELD = ("image", "imu", "vector", "text")  # kinds of streams for which the layo
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 JOINT_FIELDS = ("position", "velocity", "effort")
+VELOCITY = ".velocity"  # ends the names of an action's dimensions that are speeds of joints
 COLUMNS = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -183,7 +185,8 @@ def _write_recording(source: _Dataset, episode: dict[str, Any], path: Path) -> N
             at_ns = T0_NS + round(row["frame_index"] * NS / source.fps)
             if row["task_index"] != task:
                 task = row["task_index"]
-                recording.write(Sample("text", at_ns, at_ns, source.tasks[task]))
+                if preprocess.words_of(source.tasks[task]):  # an episode may have none
+                    recording.write(Sample("text", at_ns, at_ns, source.tasks[task]))
             for key, spec in source.streams.items():
                 data = next(films[key]) if key in films else np.atleast_1d(np.float32(row[key]))
                 recording.write(Sample(spec.name, at_ns, at_ns, data))
@@ -194,10 +197,13 @@ def _write_recording(source: _Dataset, episode: dict[str, Any], path: Path) -> N
                 recording.message("action", _trajectory(store, source.action_names, action), at_ns)
 
 
-def _trajectory(store: Any, names: Sequence[str], positions: np.ndarray) -> bytes:
+def _trajectory(store: Any, names: Sequence[str], values: np.ndarray) -> bytes:
+    """Of positions, or of speeds if the names say so."""
     msg = empty_message(store, TRAJECTORY)
     point = empty_message(store, "trajectory_msgs/msg/JointTrajectoryPoint")
-    positions_to_ros(msg, point, 0, names, positions, 0.0)
+    positions_to_ros(msg, point, 0, [name.removesuffix(VELOCITY) for name in names], values, 0.0)
+    if all(name.endswith(VELOCITY) for name in names):
+        point.positions, point.velocities = point.velocities, point.positions
     return bytes(store.serialize_cdr(msg, TRAJECTORY))
 
 
@@ -316,15 +322,20 @@ def _layout(recordings: Sequence[Recording], label_topic: str, fps: int | None) 
             names.setdefault(key, []).extend(known or [f"{spec.name}_{i}" for i in range(size)])
     used = tuple(spec for spec in streams if spec.kind in HELD)
     fps = fps or max(1, round(1e3 / tick_of(used).period_ms))
-    return _Layout(fps, label, used, cameras, vectors, {**names, "action": list(label.names)})
+    by_speed = label.interface == "velocity" and not set(label.names) <= set(TWIST)
+    actions = [f"{name}{VELOCITY}" if by_speed else name for name in label.names]
+    return _Layout(fps, label, used, cameras, vectors, {**names, "action": actions})
 
 
 def _frames(recording: Recording, layout: _Layout) -> Iterator[dict[str, Any] | None]:
-    """What is newest `fps` times a second, by stream, and "action"; None where something is not known."""
+    """What a robot would see `fps` times a second, the newest of each stream, and "action"; None where something is not
+    known."""
     specs = {spec.name: spec for spec in layout.streams if spec.name in recording.topics}
     sensors = [spec for spec in layout.streams if spec.kind != "text"]
+    if not specs:
+        return
     command_after = commands_after(recording, layout.label)
-    held: dict[str, tuple[int, Any]] = {}
+    aligner, seen = Aligner(specs.values(), 1 / layout.fps), set[str]()
     start_ns, count = 0, 0
 
     def until(end_ns: int) -> Iterator[dict[str, Any] | None]:
@@ -332,18 +343,20 @@ def _frames(recording: Recording, layout: _Layout) -> Iterator[dict[str, Any] | 
         nonlocal count
         while start_ns and (now_ns := start_ns + round(count * NS / layout.fps)) < end_ns:
             count += 1
-            action = command_after(now_ns)
-            fresh = all(now_ns - held[spec.name][0] <= spec.max_age_ms * 1e6 for spec in sensors)
-            frame = {name: data for name, (_, data) in held.items()}
-            yield {**frame, "action": action} if fresh and action is not None else None
+            action, views = command_after(now_ns), aligner.window(now_ns).views
+            whole = action is not None and all(views[spec.name].present for spec in sensors)
+            held = {name: view.data for name, view in views.items() if view.data is not None}
+            newest = {name: data[-1] if specs[name].kind == "imu" else data for name, data in held.items()}
+            yield {**newest, "action": action} if whole else None
 
     records = read(recording.path, specs.values(), {name: recording.topics[name].topic for name in specs})
     for record in good(records, recording, specs.values()):
         if not isinstance(record, Sample):
             continue
         yield from until(record.arrival_ns)
-        held[record.stream] = record.arrival_ns, record.data
-        if not start_ns and all(spec.name in held for spec in sensors):
+        aligner.push(record)
+        seen.add(record.stream)
+        if not start_ns and seen.issuperset(spec.name for spec in sensors):
             start_ns = record.arrival_ns
     yield from until(recording.end_ns + 1)
 
