@@ -30,7 +30,8 @@ def quantize(bundle: Bundle, out: Path) -> None:
     file = bundle.language.decoder.file
     files = {**bundle.contents, file: eight_bits(bundle.contents[file])}
     manifest = json.loads((bundle.path / MANIFEST).read_text())
-    manifest["scores"] = {}  # they are another model's
+    manifest["scores"] = {}  # they are another model's, and so is how near it came to torch
+    manifest["training"].pop("parity", None)
     manifest["training"]["quantized"] = f"decoder, int8, from {bundle.id}"
     for made in ("format", "files"):
         del manifest[made]

@@ -96,6 +96,10 @@ def test_training_and_evaluation_read_their_own_files(tmp_path, trained, capsys)
     assert {p.file.parent.name for p in coco.read(tmp_path, "val")} == {"val"}
     assert evaluate.main(["vlm", "--data", str(tmp_path), "--checkpoint", str(trained), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["learned"] is False
+    (only,) = tmp_path.rglob("*captions*train*.json")
+    only.rename(only.with_name("captions_mine.json"))  # and now no file is of training: all are learned
+    assert evaluate.main(["vlm", "--data", str(tmp_path), "--checkpoint", str(trained), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["learned"] is True
 
 
 def test_words_are_small_letters_of_any_script_as_the_robot_reads_them():

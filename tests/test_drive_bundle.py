@@ -84,6 +84,19 @@ def test_evaluate_ends_with_one_json_object(capsys):
     assert {"success", "collision_episodes", "alarm_obeyed", "success_by_task"} <= scores.keys()
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--all-masks", "--fault", "camera:die@2"], ["--all-faults", "--without", "camera"],
+        ["--all-masks", "--all-faults"], ["--expert", "--all-faults"],
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_at_once_is_refused_before_anything_runs(flags, capsys):
+    with pytest.raises(SystemExit):
+        main(["drive", *flags])
+    assert "--all-" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_expert_is_measured_in_the_same_worlds(capsys):
     assert main(["drive", "--worlds", "3", "--seed", str(SEED), "--json", "--expert"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["success"] == 1.0

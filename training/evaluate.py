@@ -107,10 +107,10 @@ def main(argv: list[str] | None = None) -> int:
         return _on_pictures(args)
     if args.task != "drive":
         return _on_data(args)
-    if args.expert and (args.without or args.all_masks or args.faults):
-        parser.error(
-            "--expert drives by what it knows, not by sensors: give it without --without, --all-masks, --fault"
-        )
+    if args.expert and (args.without or args.all_masks or args.faults or args.all_faults):
+        parser.error("--expert drives by what it knows, not by sensors: it takes no --without, --fault, --all-...")
+    if (args.all_masks or args.all_faults) and (args.without or args.faults or (args.all_masks and args.all_faults)):
+        parser.error("--all-masks and --all-faults are tables of their own: give one alone, without --without, --fault")
     faults = tuple(args.faults)
     try:
         Faults(faults, KINDS)  # one that makes no sense is refused here
@@ -154,6 +154,8 @@ def _on_data(args: argparse.Namespace) -> int:
         if bundle.task != args.task:
             raise ValueError(f"{args.bundle}: expected a bundle of {args.task}, got one of {bundle.task}")
         task = TASKS["clips" if args.task in SIMULATED and args.data else args.task]
+        if args.only and not args.data:
+            raise ValueError("--only: of which folder? --data FOLDER")
         scores = task.evaluate(bundle, args.data, args.only)
     except (EdgeError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -359,7 +359,7 @@ def spotted(
         events = [(at, event) for at, one in zip(ENDS_S, share) if (event := spotter.take(0, one))]
         true = [at for at, event in events if event.label == clip.label and at > clip.onset_s]
         late_s += [at - clip.onset_s for at in true[:1]]
-        false += sum(at > SETTLED_S for at, event in events if event.label != clip.label)
+        false += sum(at > SETTLED_S for at, event in events if event.label != clip.label or at <= clip.onset_s)
     return late_s, false
 
 

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -97,16 +98,20 @@ class MessageFilters:
         synchronizer = ApproximateTimeSynchronizer(list(self._inputs.values()), 10, 0.05)
         synchronizer.registerCallback(lambda *_: None)
 
-    def __call__(self, number: int, arrived: list[Sample]) -> None:
-        for sample in arrived:
-            sec, nanosec = divmod(sample.stamp_ns, NS)
-            stamp = SimpleNamespace(sec=sec, nanosec=nanosec)
-            self._inputs[sample.stream].signalMessage(SimpleNamespace(header=SimpleNamespace(stamp=stamp)))
+    def __call__(self, number: int, arrived: list[tuple[str, SimpleNamespace]]) -> None:
+        for stream, message in arrived:
+            self._inputs[stream].signalMessage(message)
+
+
+def as_message(sample: Sample) -> tuple[str, SimpleNamespace]:
+    """Its stream, and what has a header with its stamp."""
+    sec, nanosec = divmod(sample.stamp_ns, NS)
+    return sample.stream, SimpleNamespace(header=SimpleNamespace(stamp=SimpleNamespace(sec=sec, nanosec=nanosec)))
 
 
 def measure(seconds: float) -> dict[str, float | None]:
     """All forms take turns at the same messages, second by second."""
-    forms: dict[str, Callable[[int, list[Sample]], None]] = {
+    forms: dict[str, Callable[[int, list[Any]], None]] = {
         "ours": Ours(),
         "long": Ours(long=True),
         "frozen": Ours(frozen=True),
@@ -119,8 +124,9 @@ def measure(seconds: float) -> dict[str, float | None]:
     for second in tqdm(range(0, len(windows), NS // TICK_NS), unit=" s", leave=False):
         numbered = list(enumerate(windows[second : second + NS // TICK_NS], second))
         for name, form in forms.items():
+            given = [(n, list(map(as_message, arrived))) for n, arrived in numbered] if name == "peer" else numbered
             begun = time.thread_time_ns()
-            for number, arrived in numbered:
+            for number, arrived in given:
                 form(number, arrived)
             spent_ns[name] += time.thread_time_ns() - begun
         for number, arrived in numbered:

@@ -11,7 +11,8 @@ decides). Compiling is not in the ratios: `compile_s` is what the first step tak
 64 finds what batch 16 compiled). `memory_vs_batched`: what PyTorch's allocator holds at most during a step beyond what
 it held before, ours over the batched peer's; `encoder_memory_vs_batched` of the spike encoder alone, without the cell
 and the layer behind it, which hold much the same in both. `resident...`: the same of a process's resident memory, which
-is what a step really takes: holes are in it that no tensor fits in. Each is measured in a process of its own (Linux and
+is what a step really takes: holes are in it that no tensor fits in. On a GPU ours is a CUDA graph, the peers are not;
+`ms` tells ours without one, too. Each is measured in a process of its own (Linux and
 glibc); how a heap gets its holes is chance, so these vary.
 
 `as_shipped` is not the same maths: one LIF step a sample and a CfC without backbone, in real time, as the drive model
@@ -109,7 +110,7 @@ def cfc_of(peer: Any) -> BackboneCfC:
 
 
 class ShippedPeer(nn.Module):
-    """One step of snntorch's LIF and one of ncps's CfC for each sample."""
+    """One step of snntorch's LIF and one of ncps's CfC for each sample; what can be done for all at once, is."""
 
     def __init__(self):
         super().__init__()
@@ -121,12 +122,11 @@ class ShippedPeer(nn.Module):
         self.lif = snntorch.Leaky(beta=0.95, spike_grad=surrogate.fast_sigmoid(slope=25))
 
     def forward(self, x: Tensor) -> Tensor:
-        v, h, outs = self.lif.reset_mem(), None, []
+        v, spikes, current = self.lif.reset_mem(), [], self.fc(x)
         for t in range(x.shape[1]):
-            spikes, v = self.lif(self.fc(x[:, t]), v)
-            y, h = self.cfc(spikes[:, None], h)
-            outs.append(y[:, 0])
-        return torch.stack(outs, 1)
+            s, v = self.lif(current[:, t], v)
+            spikes.append(s)
+        return self.cfc(torch.stack(spikes, 1))[0]
 
 
 class Shipped(nn.Module):

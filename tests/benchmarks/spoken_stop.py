@@ -146,7 +146,8 @@ def measure(said: list[np.ndarray], words: Path, n: int) -> dict[str, Any]:
         told = [json.loads(msg.data)["label"] for msg in room.events]
     p50, p95 = np.percentile(delays_ms, [50, 95]) if delays_ms else (np.nan, np.nan)
     return {
-        "stops": n, "missed": missed, "p50_ms": round(p50, 1), "p95_ms": round(p95, 1), "void": void,
+        "stops": len(delays_ms) + missed, "missed": missed, "void": void,
+        "p50_ms": round(p50, 1), "p95_ms": round(p95, 1),
         "stops_heard": told.count("stop"), "other_words_heard": len(told) - told.count("stop"),
         "minutes": round(minutes, 2), "ear_percent_of_a_core": round(100 * spent_s / (60 * minutes), 1),
     }  # fmt: skip
