@@ -158,6 +158,15 @@ def test_links_are_followed_and_no_folder_is_found_twice(tmp_path):
     assert [found.path for found in find(data)] == [data / "linked", data / "tuesday"]
 
 
+def test_what_most_recordings_command_is_learned(tmp_path):
+    for name, command in (("a", ARM), ("b", ARM), ("c", ARM), ("d", BASE)):
+        record(tmp_path / name, command, rates={"/odom": 20})
+    assert label_of(find(tmp_path)).topic == "arm/joint_trajectory"
+    for name in ("e", "f"):
+        record(tmp_path / name, BASE, rates={"/odom": 20})
+    assert label_of(find(tmp_path)).topic == "cmd_vel"  # where as many hold it
+
+
 def test_labels_are_measured(tmp_path):
     record(tmp_path / "a")
     label = label_of(find(tmp_path))
@@ -345,6 +354,11 @@ def velocities(topic, at_s, msg):
         msg.points[0].velocities, msg.points[0].positions = msg.points[0].positions, np.zeros(0)
 
 
+def unstamped(topic, at_s, msg):
+    if topic == "/lidar":
+        msg.header.stamp.sec = msg.header.stamp.nanosec = 0
+
+
 SLOW = {**RATES, "/rear/image_raw": 5}
 BAD = {
     "missing topic": (
@@ -439,6 +453,11 @@ BAD = {
     "nan in a sensor": (
         {"edit": nan_odometry},
         "warning: {bad} at 2.00 s: /odom: 1 messages of no use; the first: expected finite values, got [nan]",
+    ),
+    "no stamps": (
+        {"edit": unstamped},
+        "warning: {bad} at 0.00 s: /lidar: 15 messages of no use; the first: expected a stamp, got 0: its driver "
+        "leaves header.stamp empty; none is left",
     ),
     "no fix": (
         {"edit": no_fix},

@@ -27,6 +27,7 @@ from tests.test_recordings import ARM, MS, T0, drop, record
 from training import evaluate, robot
 from training.batches import regular_batch, regular_steps
 from training.digits import DigitDraw, Digits, build_model, hints, loss
+from training.models import EncoderState, ModelState
 from training.recipe import read_recipe
 from training.supervised import contrastive, newest
 from training.train import RECIPES, _validate, main, train, without
@@ -223,10 +224,21 @@ def test_a_modality_that_is_dropped_does_not_step_and_something_is_left():
     steps = {name: regular_steps(ones, ones, 2, 1.0) for name in ("camera", "imu", "text")}
     batch = regular_batch(steps, mask, ones, {})
     gone = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1], [1, 0, 0]])[:, None] > 0
-    less = without(batch, gone, "text")
+    less, dropped = without(batch, gone, "text")
+    assert dropped[:, 0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
     assert less.mask[:, 0].tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 1], [1, 0, 1]]
     steps = torch.stack([s.keep[:, 0, 0] for s in less.steps.values()], 1)
     assert steps.tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 1], [1, 1, 1]]
+
+
+def test_what_was_dropped_starts_anew_when_it_is_back():
+    """As on a robot after a long silence: for a chunk it was not there."""
+    one = torch.ones(2, 1)
+    ones = ModelState({name: EncoderState(one, one, one) for name in "ab"}, {"a": one, "b": one}, torch.ones(2, 4))
+    left = ones.without(torch.tensor([[True, False], [False, False]]))
+    for name, rows in (("a", [[0], [1]]), ("b", [[1], [1]])):
+        assert [x.tolist() for x in (*left.encoders[name], left.held[name])] == [rows] * 4
+    assert torch.equal(left.h, ones.h)
 
 
 def test_dropped_modalities_leave_no_trace_in_their_encoders(digits, tmp_path, monkeypatch):

@@ -168,6 +168,7 @@ def _recording(recording: Recording, streams: Sequence[StreamSpec], label: Label
     if recording.error:
         yield Finding(path, 0.0, "all topics", recording.error, "recording")
         return
+    yield from _refused(recording)
     seconds = (recording.end_ns - recording.start_ns) / NS
     if seconds < LEAST_S:
         yield Finding(path, 0.0, "all topics", f"an empty episode: sensors sent for {seconds:.2f} s", "recording")
@@ -177,17 +178,22 @@ def _recording(recording: Recording, streams: Sequence[StreamSpec], label: Label
         if name not in topics or not len(topics[name].arrival_ns):
             yield Finding(path, 0.0, name, "missing, though other recordings have it")
     for name, topic in topics.items():
-        reasons: dict[str, list[tuple[int, str]]] = {}
-        for at_ns, why in topic.refused:
-            reasons.setdefault(why.partition(", got")[0], []).append((at_ns, why))
-        for (first_ns, example), *others in reasons.values():
-            what = f"{1 + len(others)} messages of no use; the first: {example}"
-            yield Finding(path, _since(recording, first_ns), topic.topic, what)
         if topic.kind != "command" and len(topic.arrival_ns):
             yield from _timing(recording, topic, used.get(name))
             if name not in used:
                 yield Finding(path, 0.0, topic.topic, "not used, as most recordings lack it")
     yield from _labels(recording, label)
+
+
+def _refused(recording: Recording) -> Iterator[Finding]:
+    for topic in recording.topics.values():
+        reasons: dict[str, list[tuple[int, str]]] = {}
+        for at_ns, why in topic.refused:
+            reasons.setdefault(why.partition(", got")[0], []).append((at_ns, why))
+        for (first_ns, example), *others in reasons.values():
+            what = f"{1 + len(others)} messages of no use; the first: {example}"
+            what += "" if len(topic.arrival_ns) else "; none is left"
+            yield Finding(recording.path, _since(recording, first_ns), topic.topic, what)
 
 
 def _labels(recording: Recording, label: Label) -> Iterator[Finding]:

@@ -171,6 +171,15 @@ class ModelState(NamedTuple):
 
         return self._map(lambda x: torch.where(start[:, None], 0.0, x.detach()))
 
+    def without(self, gone: Tensor) -> ModelState:
+        """`gone` bool (B, M): of these modalities nothing is remembered, as on a robot after a long silence."""
+
+        def left(i: int, x: Tensor) -> Tensor:
+            return torch.where(gone[:, [i]], 0.0, x)
+
+        encoders = {n: EncoderState(*(left(i, x) for x in s)) for i, (n, s) in enumerate(self.encoders.items())}
+        return ModelState(encoders, {n: left(i, x) for i, (n, x) in enumerate(self.held.items())}, self.h)
+
     def to(self, device: torch.device) -> ModelState:
         return self._map(lambda x: x.to(device))
 

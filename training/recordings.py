@@ -347,14 +347,17 @@ def words_of(recordings: Iterable[Recording]) -> tuple[str, ...]:
 
 
 def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
-    """The commands to be learned: `topic`, or else expert/cmd_vel, cmd_vel, another Twist or joint trajectories; of
-    these the joints that most recordings command. What a joint's numbers are (rad, m, degrees) no message tells.
+    """The commands to be learned: `topic`, or else, of those that at least half as many recordings hold as any,
+    expert/cmd_vel, cmd_vel, another Twist or joint trajectories; of these the joints that most recordings command. What
+    a joint's numbers are (rad, m, degrees) no message tells.
 
     Raises RecordingError if there are none.
     """
-    counts: Counter[str] = Counter()
+    counts, holders = Counter[str](), Counter[str]()  # messages, recordings
     for recording in recordings:
-        counts.update({name: len(t.values) for name, t in recording.topics.items() if t.kind == "command"})
+        found_here = {name: len(t.values) for name, t in recording.topics.items() if t.kind == "command"}
+        counts.update(found_here)
+        holders.update([name for name, n in found_here.items() if n])
     topic = topic.strip("/")
     if not counts or (topic and topic not in counts):
         raise RecordingError(
@@ -363,9 +366,11 @@ def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
             + "".join(f"; {recording.error}" for recording in recordings if recording.error)
         )
 
-    def preference(name: str) -> tuple[bool, bool, bool, bool, int]:  # what is raw, a watchdog may have stopped
+    def preference(name: str) -> tuple[bool, bool, bool, bool, bool, int]:  # what is raw, a watchdog may have stopped
         last, wheels = name.split("/")[-1], "cmd_vel" in name
-        return name.endswith("expert/cmd_vel"), last == "cmd_vel", wheels, not last.endswith("_raw"), counts[name]
+        usual = 2 * holders[name] >= max(holders.values(), default=0)
+        expert = name.endswith("expert/cmd_vel")
+        return usual, expert, last == "cmd_vel", wheels, not last.endswith("_raw"), counts[name]
 
     topic = topic or max(sorted(counts), key=preference)
     found = alike([r.topics[topic] for r in recordings if topic in r.topics and len(r.topics[topic].values)])

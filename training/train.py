@@ -268,10 +268,13 @@ class _Lesson(nn.Module):
 
     def forward(self, batch: Batch, state: ModelState) -> tuple[Tensor, dict[str, Tensor], ModelState]:
         config = self.recipe.train
+        gone = None
         if config.modality_dropout and self.training:
             gone = torch.rand_like(batch.mask[:, :1]) < config.modality_dropout
-            batch = without(batch, gone, self.model.text)
+            batch, gone = without(batch, gone, self.model.text)
         result, state = self.model.scan(batch, state)
+        if gone is not None:
+            state = state.without(gone.squeeze(1))
         with torch.autocast(batch.mask.device.type, enabled=False):
             total, parts = TASKS[self.recipe.task].loss(self.recipe, self.model, batch, result)
             if config.contrastive:
@@ -284,15 +287,15 @@ class _Lesson(nn.Module):
         return total, {name: value.detach() for name, value in parts.items()}, state
 
 
-def without(batch: Batch, gone: Tensor, text: str | None) -> Batch:
+def without(batch: Batch, gone: Tensor, text: str | None) -> tuple[Batch, Tensor]:
     """A batch in which the modalities that are gone, bool (B, 1, M), send nothing: they are absent, and their encoders
-    do not step. The text is a command, and never gone; nor are a lane's last senses."""
+    do not step; and which are. The text is a command, and never gone; nor are a lane's last senses."""
     sense = torch.tensor([name != text for name in batch.steps], device=gone.device)
     gone = gone & sense
     left = (batch.mask * sense).masked_fill(gone, 0.0).amax((1, 2), keepdim=True)
     gone = gone & (left > 0)
     steps = {name: replace(s, keep=s.keep & ~gone[..., [i]]) for i, (name, s) in enumerate(batch.steps.items())}
-    return replace(batch, mask=batch.mask.masked_fill(gone, 0.0), steps=steps)
+    return replace(batch, mask=batch.mask.masked_fill(gone, 0.0), steps=steps), gone
 
 
 class _Progress:
