@@ -341,7 +341,7 @@ def test_clips_are_scored_with_every_subset_of_senses_and_in_noise(kinetics, mon
     scores = clips.evaluate(bundle(["blue, deep", "red"]), kinetics, [])
     all_of_it = {"fused": 1, "audio": 1}
     assert scores == {
-        "clips": 2, "without_sound": 0, "fused": 1, "camera": 1, "audio": 1, "none": 0.5,
+        "clips": 2, "learned": False, "without_sound": 0, "fused": 1, "camera": 1, "audio": 1, "none": 0.5,
         "20 dB": all_of_it, "10 dB": all_of_it, "0 dB": all_of_it, "-5 dB": all_of_it,
         "by_class": {"blue, deep": 1, "red": 1},
     }  # fmt: skip

@@ -328,7 +328,8 @@ def loss(recipe: Recipe, model: AudioVideoModel, batch: Batch, out: ModelResult)
 def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any]:
     """Shares of clips told right, those with a label in `only`: each from rest and frame by frame, as a robot has it.
     With all senses ("fused") and every subset of them; and in white noise, which is so much below each clip's own
-    sound, with and without the camera. Clips without sound are scored as if it were absent."""
+    sound, with and without the camera. Clips without sound are scored as if it were absent. "learned": whether a model
+    learns by some of them, too, the folder having no clips for a test alone."""
     model, specs, rate_hz = load(bundle, "auto"), list(bundle.streams), _rate_hz(bundle.tick.period_ms)
     names, every = list(bundle.outputs.values.names), read(folder, "test")
     if unknown := set(only) - {clip.label for clip in every}:
@@ -354,7 +355,8 @@ def evaluate(bundle: Bundle, folder: Path, only: Sequence[str]) -> dict[str, Any
                 right[snr_db, some].append(names[told] == clip.label)
     fused = np.array(right[None, (0, 1)])
     return {
-        "clips": len(clips), "without_sound": silent,
+        "clips": len(clips), "learned": not set(every).isdisjoint(_read(folder, "train")[0]),
+        "without_sound": silent,
         **{of[some]: _mean(right[None, some]) for some in reversed(subsets)},
         **{f"{snr_db:g} dB": {of[some]: _mean(right[snr_db, some]) for some in ((0, 1), (1,))} for snr_db in SNRS_DB},
         "by_class": {name: _mean(fused[[clip.label == name for clip in clips]]) for name in names},

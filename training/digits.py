@@ -180,7 +180,8 @@ def as_heard(sounds: np.ndarray) -> np.ndarray:
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """Shares of digits told right: all the folder's test images, each with the clip of one of its speakers (of all, if
     none is named), in DRAWS draws of noise; by all senses ("fused") and by every subset of them; and of each speaker by
-    all. Then the same, a draw each, with voices in more or less noise; the images are as noisy as ever."""
+    all. "held_out": speakers whom the model did not learn by. Then the same, a draw each, with voices in more or less
+    noise; the images are as noisy as ever."""
     digits = read_digits(folder)
     known = sorted({clip.speaker for clip in digits.clips})
     if unknown := set(only) - set(known):
@@ -197,7 +198,7 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     speakers = np.array([clips[clip].speaker for one in draws for clip in one.clips.tolist()])
     noisy = {f"{db:g} dB": _right(bundle, model, draw(DRAWS, snr_db=db), f"{db:g} dB") for db in SNRS_DB}
     return {
-        "images": len(digits.test_images), "draws": DRAWS,
+        "images": len(digits.test_images), "draws": DRAWS, "held_out": bundle.training["data"]["held_out"],
         "speakers": {name: _share(right["fused"][speakers == name]) for name in sorted(set(speakers.tolist()))},
         **{name: _share(values) for name, values in right.items()},
         "by_noise_of_the_voice": {

@@ -29,7 +29,8 @@ from training.windows import exam as windows_of
 
 __all__ = ["TERMS", "build_model", "evaluate", "exam", "loss", "score", "supply", "words"]
 
-MEASURES = {"speed": "R2 of the speed a second ahead", "yaw": "R2 of the yaw rate a second ahead"}
+# Of what a model says, and nothing else: of the speed itself it need not know how great it is.
+MEASURES = {"speed": "R2 of the change of the speed in a second", "yaw": "R2 of the change of the yaw rate in a second"}
 
 HORIZON_S = 1.0
 EVERY_S = 0.1  # a window to be scored
@@ -83,8 +84,9 @@ def _ns(since_s: float) -> int:
 
 
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
-    """R2 of each segment of the folder (or of those named): [speed, yaw rate] a second ahead, beside that of their
-    present values; of the whole, and of what comes after the share that a model of this recipe learns by."""
+    """R2 of each segment of the folder (or of those named): [speed, yaw rate] a second ahead, by their present values
+    and the change that is said; of the present values alone; and where 0 is as good as these. Of the whole, and of what
+    comes after the share that a model of this recipe learns by."""
     segments, ticks, learned = read_comma(folder), bundle.training["ticks"], bundle.training["data"]["learned"]
     if unknown := set(only) - segments.keys():
         raise ValueError(f"{folder}: expected segments among {sorted(segments)}, got {sorted(unknown)}")
@@ -100,7 +102,8 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
                 present + change for change in (log.labels["target"][newest], predict(bundle, log, ends, ticks))
             )
             scores.setdefault(name, {})[what] = {
-                "windows": len(ends), "r2": r2(said, true), "r2_present": r2(present, true)
+                "windows": len(ends), "r2": r2(said, true), "r2_present": r2(present, true),
+                "r2_over_present": r2(said, true, present),
             }  # fmt: skip
     return {"segments": scores}
 
@@ -117,9 +120,9 @@ def exam(recipe: Recipe, change: Change) -> Iterator[Batch]:
 
 
 def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """said (n, 2), the changes; labels (n, ...) -> each of MEASURES."""
-    present = labels["present"]
-    return dict(zip(MEASURES, r2(present + said, present + labels["target"]) or ()))
+    """said (n, 2), the changes; labels (n, ...) -> each of MEASURES, 0 being as good as that nothing changes."""
+    target = labels["target"]
+    return dict(zip(MEASURES, r2(said, target, np.zeros_like(target)) or ()))
 
 
 def reference(labels: dict[str, np.ndarray]) -> np.ndarray:

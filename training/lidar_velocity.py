@@ -64,14 +64,14 @@ def mirrored(log: Tables) -> Tables:
 
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """R2 of each log of the folder (or of those named): [linear, angular]; of the last velocity known before; and of
-    the model, where 0 is as good as that."""
+    the model, where 0 is as good as that; and whether its name is of those that the model did not learn by."""
     logs = read_carmen(folder)
     if unknown := set(only) - logs.keys():
         raise ValueError(f"{folder}: expected logs among {sorted(logs)}, got {sorted(unknown)}")
     scores = {}
     for name in only or logs:
         log = tables_of(logs[name], bundle.streams, bundle.tick.period_ms / 1e3, bundle.max_gap_ms)
-        scores[name] = scored(bundle, log)
+        scores[name] = {"held_out": name in bundle.training["data"]["held_out"], **scored(bundle, log)}
     return {"logs": scores}
 
 
