@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -354,10 +355,19 @@ def export(checkpoint: Path, out: Path, scores: dict[str, Any]) -> dict[str, Any
     Raises as `export_model`."""
     if not checkpoint.is_file():
         raise ValueError(f"{checkpoint}: expected weights (*.safetensors), got no such file")
+    for beside in ("recipe.yaml", "commit"):
+        if not (checkpoint.parent / beside).is_file():
+            raise ValueError(
+                f"{checkpoint}: expected {beside} beside it, as training leaves it: runs/TASK/final.safetensors"
+            )
     recipe = read_recipe(checkpoint.parent / "recipe.yaml")
     task = TASKS[recipe.task]
     model = task.build_model(recipe)
-    model.load_state_dict(load_file(checkpoint))
+    try:
+        model.load_state_dict(load_file(checkpoint))
+    except (SafetensorError, RuntimeError) as error:
+        what = str(error).splitlines()[0]
+        raise ValueError(f"{checkpoint}: expected weights of the model in its recipe.yaml: {what}") from None
     same: dict[str, Any] = {
         "task": recipe.task, "max_gap_ms": recipe.max_gap_ms, "words": task.words(recipe), "scores": scores,
         "training": {

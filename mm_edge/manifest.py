@@ -265,6 +265,7 @@ def _check(path: Path, m: Manifest) -> None:
     if action := m.outputs.action:
         dims = {len(getattr(action, f)) for f in ("names", "units", "min", "max", "max_rate")}
         expect(len(dims) == 1 and dims != {0}, "action names, units, min, max, max_rate of one length", action)
+        expect(len(set(action.names)) == len(action.names), "action names that differ", action.names)
         expect(action.interface in INTERFACES, f"action.interface to be one of {INTERFACES}", action.interface)
         ranges = list(zip(action.min, action.max))
         if action.interface == "position":
@@ -272,6 +273,9 @@ def _check(path: Path, m: Manifest) -> None:
         else:
             expect(all(low <= 0 <= high for low, high in ranges), "action min <= 0 <= max", action)
         expect(min(action.max_rate) > 0 and action.dt_s > 0, "action max_rate and dt_s above 0", action)
+    if m.outputs.values:
+        told = m.outputs.values.names
+        expect(len(set(told)) == len(told) > 0, "values.names that differ", told)
     if m.outputs.values and (events := m.outputs.values.events):
         known = set(m.outputs.values.names)
         expect(set(events.quiet) < known, f"values.events.quiet to be some of {sorted(known)}", events.quiet)

@@ -148,7 +148,7 @@ class Watchdog:
 
     def at(self, positions: Mapping[str, float], now_steady_ns: int) -> None:
         """Where joints are, as they say themselves: all of them, or some, others among them or not. One that is
-        suddenly elsewhere has two drivers, or one that begins; where it is, is certain once that is said twice."""
+        suddenly elsewhere has two drivers, or one that begins; where it is then is certain once that is said twice."""
         for i, name in enumerate(self._limits.names):
             if math.isfinite(position := positions.get(name, math.nan)):
                 reach = self._leash[i] + self._rate[i] * (now_steady_ns - self._said_ns[i]) / NS

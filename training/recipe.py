@@ -100,6 +100,10 @@ def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
             raise ValueError(f"{override}: expected key=value")
         set_value(raw, key, read_yaml(value, key))
     recipe = make(Recipe, {**raw, "raw": raw}, path)
+    if recipe.tick["anchor"] not in (names := [spec.name for spec in recipe.streams]):
+        raise ValueError(f"{path}: tick.anchor: expected one of {names}, got {recipe.tick['anchor']!r}")
+    if not recipe.tick["period_ms"] > 0:
+        raise ValueError(f"{path}: tick.period_ms: expected more than 0, got {recipe.tick['period_ms']}")
     if not recipe.rounds:
         raise ValueError(f"{path}: rounds: expected at least one")
     for i, round_ in enumerate(recipe.rounds):

@@ -139,7 +139,9 @@ def find(folder: str | Path) -> list[Recording]:
     bags = {path.parent for path in there if path.name == "metadata.yaml"}
     files = {p for p in there if p.suffix in (".mcap", ".db3", ".bag") and p.parent not in bags}
     if not (paths := [folder] if folder.is_file() else sorted(bags | files)):
-        raise RecordingError(f"{folder}: expected recordings (folders with a metadata.yaml, .mcap, .bag), got none")
+        is_dataset = (folder / "meta" / "info.json").is_file()
+        got = f"a LeRobotDataset: python -m training.lerobot from {folder} OUT" if is_dataset else "none"
+        raise RecordingError(f"{folder}: expected recordings (folders with a metadata.yaml, .mcap, .bag), got {got}")
     return [survey(path) for path in tqdm(paths, "read", disable=not sys.stderr.isatty())]
 
 

@@ -39,6 +39,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -89,7 +90,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = _recipe(args, path)
         torch.set_num_threads(args.threads)
-        print(f"trained: {train(recipe, args.out or Path('runs') / recipe.task, args.workers)}")
+        weights = train(recipe, args.out or Path("runs") / recipe.task, args.workers)
+        if PartialState().is_main_process:
+            print(f"trained: {weights}")
+    except SafetensorError as error:
+        print(
+            f"weights that were saved are damaged ({error}): remove the folder, or give another --out", file=sys.stderr
+        )
+        return 2
     except (OSError, ValueError, EdgeError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -39,6 +39,13 @@ POLL_S = 0.002  # how late a tick without the anchor stream may be
 BLANK = np.full((480, 640, 3), 22, np.uint8)  # to draw on if there is no camera
 
 
+def duration_s(text: str) -> float:
+    """An argparse type."""
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0, got {value}")
+    return value
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="folder of the model, or the name of a shipped one")
     parser.add_argument("--camera", metavar="SOURCE", help="number of a camera, a video file, or the URL of a stream")
@@ -47,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--view", nargs="?", type=int, const=PORT, metavar="PORT", help=f"in a browser (port {PORT})")
     shown.add_argument("--save", type=Path, metavar="FILE", help="a video (.mp4), or a recording for rerun (.rrd)")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="how long (default: until it is ended)")
+    parser.add_argument("--seconds", type=duration_s, default=math.inf, help="how long (default: until it is ended)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
 
 

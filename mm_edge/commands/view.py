@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         raise EdgeError("expected a recording, or --ros for a robot that is live")
     bundle = Bundle.read(args.bundle)
     topics = parse_topics(args.topics, [spec.name for spec in bundle.streams]) if args.topics else None
+    if args.save and args.save.suffix != ".rrd":
+        raise EdgeError(f"--save {args.save}: expected a name that ends in .rrd")
     if args.ros and args.vlm:
         raise EdgeError("--vlm is for recordings: what a live robot sees, its caption_node says")
     if args.ros:
