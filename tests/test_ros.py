@@ -235,6 +235,42 @@ def test_simulated_time_that_stands_still_stops_the_wheels_and_is_reported(graph
     assert graph.wait(lambda: robot.says("edge_node: model", "no tick for"), "diagnostics").level == ERROR
 
 
+def test_a_simulated_clock_of_few_steps_drives(graph, toy):
+    """At 10 Hz, with two frames and a command in a step."""
+    for node in ("edge_node", "watchdog_node"):
+        graph.nodes.start(
+            node, {"bundle": toy, "use_sim_time": True} if node == "edge_node" else {"use_sim_time": True}
+        )
+    clock = graph.node.create_publisher(Clock, "/clock", 1)
+
+    def now_ns():
+        return time.monotonic_ns() // 10**8 * 10**8
+
+    def tell():
+        msg = Clock()
+        msg.clock.sec, msg.clock.nanosec = divmod(now_ns(), 10**9)
+        clock.publish(msg)
+
+    graph.node.create_timer(0.1, tell)
+    robot = Robot(graph, clock=now_ns)
+    graph.wait(lambda: len(moving(robot)) > 10, "cmd_vel")
+    stamps = [(msg.header.stamp.sec, msg.header.stamp.nanosec) for msg in moving(robot)]
+    assert len(set(stamps)) > 5  # one action a step, or the watchdog's, which goes on with its own step
+
+
+def test_parameters_that_make_no_sense_are_told_in_a_line(graph, toy):
+    wrong = {"deadline_ms": 1.0}, {"linear_max": -1.0}
+    for i, parameters in enumerate(wrong):
+        assert graph.nodes.start("watchdog_node", parameters, name=f"dog{i}").wait(30) == 1
+        (said,) = [line for line in graph.nodes.log(f"dog{i}").read_text().splitlines() if line.strip()]
+        assert next(iter(parameters)) in said
+    assert graph.nodes.start("sim_node", {"episodes": -1}).wait(30) == 1
+    assert "episodes: expected 0 or more, got -1" in graph.nodes.log("sim_node").read_text()
+    edge = graph.nodes.start("edge_node", {"bundle": toy, "limits.min": [], "limits.max": [], "limits.max_rate": []})
+    assert edge.wait(30) == 1
+    assert "limits: expected a min, max and max_rate for each of" in graph.nodes.log("edge_node").read_text()
+
+
 def test_a_tick_that_fails_is_reported_until_ticks_go_well_again(graph, tmp_path):
     """Of a model that looks nowhere on a picture brighter than 0.9: NaN is no JSON, its output cannot be told."""
     spoiled = """left = Sub (hard, bright)  root2 = Sqrt (left)  poison2 = Mul (root2, zero)
