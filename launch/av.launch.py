@@ -51,7 +51,7 @@ def generate_launch_description() -> LaunchDescription:
                 LaunchConfiguration("params_file"),
                 {"use_sim_time": LaunchConfiguration("use_sim_time"), "bundle": bundle},
             ],
-            condition=IfCondition(PythonExpression(["'", LaunchConfiguration(topic), "' != 'none'"])),
+            condition=IfCondition(PythonExpression(['r"""', LaunchConfiguration(topic), ' """ != \'none \''])),
         )
 
     return LaunchDescription(

@@ -42,7 +42,8 @@ def generate_launch_description() -> LaunchDescription:
         return {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, kind in kinds.items()}
 
     def wanted(sense: str) -> IfCondition:
-        return IfCondition(PythonExpression(["'", LaunchConfiguration(sense), "' != 'none'"]))
+        # The space, since the name of a device may end in the quote that would end the text.
+        return IfCondition(PythonExpression(['r"""', LaunchConfiguration(sense), ' """ != \'none \'']))
 
     return LaunchDescription(
         [
