@@ -3,6 +3,7 @@
     python -m training.train drive [--out runs/drive] [--workers 2] [key=value ...]
     python -m training.train drive --data FOLDER_OF_RECORDINGS          # a robot of your own
     python -m training.train drive --data FOLDER_OF_RECORDINGS 'data.validation=["monday"]' train.patience=3
+    python -m training.train MY_RECIPE.yaml --data FOLDER_OF_RECORDINGS         # a copy of recipes/robot.yaml
     python -m training.train vlm --data FOLDER_OF_PICTURES              # with captions, in the layout of COCO
     python -m training.train clips --data FOLDER_OF_VIDEOS              # with sound, in the layout of Kinetics or AVE
     python -m training.train digits --data FOLDER --fusion-strategy late --epochs 5
