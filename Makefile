@@ -24,7 +24,7 @@ lint: $(VENV)/.setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Reproduces the shipped model from its seeds: episodes, training and DAgger; stopped, it goes on where it was.
+# By the shipped model's recipe and seeds: episodes, training and DAgger; stopped, it goes on where it was.
 # The allocator keeps what it has: giving large tensors back to the system every step costs a fifth of the time.
 train-drive: export MALLOC_MMAP_MAX_ = 0
 train-drive: export MALLOC_TRIM_THRESHOLD_ = 17179869184

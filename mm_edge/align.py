@@ -211,8 +211,8 @@ class Stream:
 
     Attributes:
         admitted: how many samples were. counts: of what else happened, see `Aligner.counts`.
-        misplaced: how many samples were late, duplicate or from the future.
-        refusal: why the last of these was refused; empty if none was.
+        misplaced: how many samples were late, duplicate or from the future, or were numbered anew by a microphone.
+        refusal: what was wrong with the last of these; empty if there was none.
         recent: stamp and arrival, in ns, of the last RECENT samples that were admitted.
         offset_ns: what is subtracted from its stamps since its clock was found to be off; 0 if it never was.
         drift: of its clock.
@@ -265,6 +265,7 @@ class Stream:
     def view(self, t_ns: int, reset: bool) -> View:
         if reset:  # its rate is not measured across that
             self.recent.clear()
+            self._anew = True
         self._admit_until(t_ns)
         if self.newest_ns is None:
             return UNSEEN._replace(dt_s=self.period_s, reset=reset)
@@ -284,8 +285,6 @@ class Stream:
             latency_ns = self.arrival_ns - self.newest_ns + (self.drift.behind_ns if self.undrifts else 0)
             if latency_ns < self.drift.least_ns or t_ns >= self.drift.until_ns:
                 self.drift.see(t_ns, latency_ns)
-        elif reset:
-            self._anew = True
         data, valid = self._window()
         silent_s = (t_ns - self.arrival_ns) / NS
         return View(

@@ -9,6 +9,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from itertools import dropwhile
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,15 @@ SCAN_MIN_VALID = 0.5  # a scan with fewer measured beams says nothing about the 
 
 def words_of(text: str) -> list[str]:
     """Runs of letters, with their marks, and digits, in small letters, however they were encoded (NFKC)."""
-    return "".join(map(_in_word, unicodedata.normalize("NFKC", text).lower())).split()
+    seen = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Me") and not "\ufe00" <= c <= "\ufe0f")
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).lower())
+    runs = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
+    return [word for run in runs if (word := "".join(dropwhile(_is_mark, run)))]
 
 
-def _in_word(character: str) -> str:
-    """Itself, a space if it parts words, or nothing if it cannot be seen."""
-    category = unicodedata.category(character)
-    return character if category[0] in "LMN" else "" if category == "Cf" else " "
+def _is_mark(character: str) -> bool:
+    """Of a letter before it: an accent, a vowel."""
+    return unicodedata.category(character)[0] == "M"
 
 
 class Vocabulary:

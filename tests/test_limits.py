@@ -51,6 +51,7 @@ def test_frozen_is_what_is_the_same_for_longer_than_it_ever_was():
     assert limits(sensor(repeats=[7, 8, 9, 10]), stands)[0] == 0  # longer than a second: it may stand still
     once_frozen = sensor(repeats=range(20, 60))
     assert limits(sensor(), stands, others=[once_frozen])[0] == 300  # which the check tells
+    assert limits(sensor(), stands, others=[sensor(repeats=range(7, 11))])[0] == 0  # which it does not
     assert limits(once_frozen, stands, others=[sensor()])[0] == 0  # it was not seen to change as it stood
 
 

@@ -251,6 +251,13 @@ def test_a_mask_or_dt_of_another_shape_is_refused(more, words):
         network({"wheels": WHEELS})({"wheels": some(WHEELS, 2, 3)}, **more)
 
 
+def test_an_encoder_alone_gives_the_tokens_that_the_network_holds():
+    torch.manual_seed(0)
+    model, x = network({"wheels": WHEELS}).eval(), torch.randn(2, 5, *WHEELS.shape)
+    tokens = model({"wheels": x}, return_modality_features=True).modality_features["wheels"]
+    assert torch.allclose(model.encoders["wheels"](x), tokens, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "kind, shape, more, words",
     [

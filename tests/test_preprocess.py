@@ -123,6 +123,9 @@ def test_words_become_tokens():
         ("GRU\u0308N gr\u00fcn", ["gr\u00fcn", "gr\u00fcn"]),  # composed or not
         ("\uff33\uff34\uff2f\uff30 s\u200btop", ["stop", "stop"]),  # as wide as a Chinese sign; with an invisible one
         ("काला कील", ["काला", "कील"]),  # vowels are marks
+        ("stop \u26a0\ufe0f! 3\ufe0f\u20e3", ["stop", "3"]),  # a sign as a picture, a digit on a key
+        ("it\u00b4s stop\u00b4", ["it", "s", "stop"]),  # an accent that is on no letter
+        ("e\u200d\u0301", ["\u00e9"]),
     ],
 )
 def test_words_of_any_script(text, words):

@@ -252,10 +252,17 @@ def test_dropped_modalities_leave_no_trace_in_their_encoders(digits, tmp_path, m
         kept.append(batch.mask.mean().item())
         return out.output.sum(), {}
 
+    def forget(self, gone):
+        forgotten.append(gone.float().mean().item())
+        return self
+
+    forgotten: list[float] = []
     monkeypatch.setattr("training.digits.loss", loss)
+    monkeypatch.setattr(ModelState, "without", forget)
     options = ["train.modality_dropout=0.5", "train.lanes=40", "data.absent=0.0", "train.learning_rate=0.0"]
     trained(tmp_path, digits, "rounds=[{steps: 2}]", *options)
     assert all(0.5 <= share < 0.95 for share in kept)
+    assert forgotten == pytest.approx([1 - share for share in kept])  # and nothing but that
 
 
 def test_two_processes_learn_what_one_does(digits, tmp_path):

@@ -207,7 +207,9 @@ def test_whatever_comes_what_is_forwarded_is_valid_and_not_late(events):
     assert sum(dog.counts.values()) == len(events)
 
 
-@pytest.mark.parametrize("text", ["stop", "Stop!", "STOP stop", "halt", "\uff33\uff34\uff2f\uff30"])
+@pytest.mark.parametrize(
+    "text", ["stop", "Stop!", "STOP stop", "halt", "\uff33\uff34\uff2f\uff30", "stop \u26a0\ufe0f", "stop\u00b4"]
+)
 def test_told_to_stop_it_stops_whatever_the_model_makes_of_it(text):
     dog = running(at_ms=200)
     assert dog.told(text) and dog.check(201 * MS)

@@ -124,7 +124,10 @@ def compare(
                 print(f"{name}, seed {seed}", file=sys.stderr)
                 weights = train(mine, folder, workers=1)
                 file.write_text(json.dumps(trial(mine, weights)))
-            results.setdefault(name, []).append(json.loads(file.read_text()))
+            found = json.loads(file.read_text())
+            if "steps" not in found:
+                raise ValueError(f"{file}: of an earlier version, whose scores need not be the same: remove {folder}")
+            results.setdefault(name, []).append(found)
     return results
 
 

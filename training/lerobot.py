@@ -201,8 +201,10 @@ def _trajectory(store: Any, names: Sequence[str], values: np.ndarray) -> bytes:
     """Of positions, or of speeds if the names say so."""
     msg = empty_message(store, TRAJECTORY)
     point = empty_message(store, "trajectory_msgs/msg/JointTrajectoryPoint")
-    positions_to_ros(msg, point, 0, [name.removesuffix(VELOCITY) for name in names], values, 0.0)
-    if all(name.endswith(VELOCITY) for name in names):
+    by_speed = all(name.endswith(VELOCITY) for name in names)
+    joints = [name.removesuffix(VELOCITY) for name in names] if by_speed else names
+    positions_to_ros(msg, point, 0, joints, values, 0.0)
+    if by_speed:
         point.positions, point.velocities = point.velocities, point.positions
     return bytes(store.serialize_cdr(msg, TRAJECTORY))
 

@@ -71,10 +71,13 @@ def _frozen_ms(spec: StreamSpec, topics: Sequence[tuple[Recording, Topic]]) -> f
     most_ms = (spec.shape[0] - 2) * period_ms if spec.kind == "imu" else MOST_MS
     limits_ms, stood_s = [0.0], [0.0]
     for recording, topic in topics:
-        # No limit by where the data were the same for longer: there it was frozen, or it may stand still.
-        if limit_ms := _limit_ms(2e3 * longest_s(topic.stamp_ns, topic.repeats) + 3 * period_ms, most_ms):
-            limits_ms.append(limit_ms)
-            stood_s.append(_stood_s(recording, topic.arrival_ns))
+        same_s = longest_s(topic.stamp_ns, topic.repeats)
+        if same_s > max(1.0, 5 / spec.rate_hz):  # it was frozen there, the check says so
+            continue
+        if not (limit_ms := _limit_ms(2e3 * same_s + 3 * period_ms, most_ms)):
+            return 0.0  # it may stand still for so long
+        limits_ms.append(limit_ms)
+        stood_s.append(_stood_s(recording, topic.arrival_ns))
     return max(limits_ms) if max(stood_s) >= STOOD_S else 0.0
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -468,7 +469,7 @@ def _taken(steps: StepBatch, present: Tensor, since_s: Tensor) -> StepBatch:
 
 def _expect_size(name: str, value: int | None) -> None:
     """Raises ValueError."""
-    if value is not None and not (isinstance(value, int) and value > 0):
+    if value is not None and not (isinstance(value, Integral) and value > 0):
         raise ValueError(f"{name}: expected a whole number above 0, got {value!r}")
 
 

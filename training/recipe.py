@@ -16,6 +16,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from mm_edge.manifest import Tick
 from mm_edge.types import StreamSpec
 
 
@@ -44,7 +45,7 @@ class TrainConfig:
         for name in ("lanes", "ticks", "save_every_steps", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.clip < math.inf:
+        if not self.clip > 0:
             raise ValueError(f"train.clip: expected more than 0, got {self.clip}")
         for name in ("learning_rate", "weight_decay", "warm_up_steps", "epochs", "contrastive", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -100,10 +101,11 @@ def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
             raise ValueError(f"{override}: expected key=value")
         set_value(raw, key, read_yaml(value, key))
     recipe = make(Recipe, {**raw, "raw": raw}, path)
-    if recipe.tick["anchor"] not in (names := [spec.name for spec in recipe.streams]):
-        raise ValueError(f"{path}: tick.anchor: expected one of {names}, got {recipe.tick['anchor']!r}")
-    if not recipe.tick["period_ms"] > 0:
-        raise ValueError(f"{path}: tick.period_ms: expected more than 0, got {recipe.tick['period_ms']}")
+    tick = make(Tick, recipe.tick, f"{path}: tick")
+    if tick.anchor not in (names := [spec.name for spec in recipe.streams]):
+        raise ValueError(f"{path}: tick.anchor: expected one of {names}, got {tick.anchor!r}")
+    if not tick.period_ms > 0:
+        raise ValueError(f"{path}: tick.period_ms: expected more than 0, got {tick.period_ms}")
     if not recipe.rounds:
         raise ValueError(f"{path}: rounds: expected at least one")
     for i, round_ in enumerate(recipe.rounds):

@@ -95,9 +95,9 @@ def main(argv: list[str] | None = None) -> int:
         if PartialState().is_main_process:
             print(f"trained: {weights}")
     except SafetensorError as error:
-        print(
-            f"weights that were saved are damaged ({error}): remove the folder, or give another --out", file=sys.stderr
-        )
+        writing = str(error).startswith("Error while serializing")  # a disk that is full, say
+        what = "weights cannot be saved" if writing else "what was saved is damaged, remove the folder"
+        print(f"{what}: {error}", file=sys.stderr)
         return 2
     except (OSError, ValueError, EdgeError) as error:
         print(error, file=sys.stderr)
@@ -123,7 +123,7 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
     if (args.label or args.go_on) and not of_recordings:
         raise ValueError("--label, --go-on: of which recordings of a robot? drive --data FOLDER_OF_RECORDINGS")
     if args.data and "data" not in raw:
-        known = f"; with --data there is {OF_DATA[raw['task']]}.yaml" if raw.get("task") in OF_DATA else ""
+        known = f"; with --data there is {OF_DATA[task]}.yaml" if (task := str(raw.get("task"))) in OF_DATA else ""
         raise ValueError(f"{path}: learns from no folder{known}")
     if of_recordings:
         raw = robot.raw_recipe(raw, args.data, args.label, args.go_on)

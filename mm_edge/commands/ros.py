@@ -106,7 +106,7 @@ def free_domain() -> Iterator[int]:
 
 def parameter_arguments(parameters: Mapping[str, object]) -> list[str]:
     """As a node's command line takes them after --ros-args: in YAML, whatever signs are in a text."""
-    said = {name: json.dumps(value, default=str, ensure_ascii=False) for name, value in parameters.items()}
+    said = {name: json.dumps(value, default=os.fspath, ensure_ascii=False) for name, value in parameters.items()}
     return [argument for name, value in said.items() for argument in ("-p", f"{name}:={value}")]
 
 

@@ -35,11 +35,8 @@ class EdgeNode(BundleNode):
         super().__init__("edge_node", SHIPPED)
         declare(self, "scan_yaw_deg", 0.0, "where the LiDAR's x axis points: 0 ahead, 90 left", -360.0, 360.0)
         declare(self, "publish_overlay", True, "publish edge/overlay while somebody subscribes to it")
-        what = {"min": "least", "max": "greatest", "max_rate": "greatest change a second"}
-        self._given = [
-            declare(self, f"limits.{name}", [0.0], f"the robot's {w} of each action value; a single 0: the bundle's")
-            for name, w in what.items()
-        ]
+        for name, what in (("min", "least"), ("max", "greatest"), ("max_rate", "greatest change a second")):
+            declare(self, f"limits.{name}", [0.0], f"the robot's {what} of each action value; a single 0: the bundle's")
         self._enabled = declare(self, "enabled_at_start", True, "move at once; false: not before ~/enable says so")
         self._text = ""
         self._latency_ms: deque[float] = deque(maxlen=10_000)
@@ -74,7 +71,7 @@ class EdgeNode(BundleNode):
 
     def _limits(self, bundle: Bundle) -> Limits | None:
         """The robot's, if its parameters say so."""
-        given = [tuple(values) for values in self._given]
+        given = [tuple(self.get_parameter_or(f"limits.{name}").value or ()) for name in ("min", "max", "max_rate")]
         if all(values == (0.0,) for values in given) or bundle.outputs.action is None:
             return None
         return Limits(bundle.outputs.action.names, *given, bundle.outputs.action.interface)
