@@ -161,7 +161,7 @@ def apart(one: Path, other: Path) -> float:
 
 def test_two_half_batches_make_one_step(digits, tmp_path, monkeypatch):
     audio = "{name: audio, kind: audio, shape: [2, 40, 35], rate_hz: 1, max_age_ms: 1500, sample_rate_hz: 8000}"
-    options = [*FEW, *SOUND, f"data.folder={digits}", f"streams=[{audio}]"]
+    options = [*FEW, *SOUND, f"data.folder={digits}", f"streams=[{audio}]", "tick.anchor=audio"]
     for name, lanes, accumulate in (("whole", 8, 1), ("halves", 4, 2), ("first", 4, 1)):
         sizes = [f"train.lanes={lanes}", f"train.accumulate={accumulate}"]
         recipe = read_recipe(RECIPES / "digits.yaml", [*options, *sizes])
