@@ -319,6 +319,9 @@ class Stream:
         if self.newest_ns is None or stamp_ns > self.newest_ns:
             self._take(stamp_ns, sample.data)
             self.recent.append((stamp_ns, arrival_ns))
+        elif self.spec.latched and arrival_ns >= self.arrival_ns:
+            # Of commands the one that comes last counts: a clock that goes in steps stamps several alike.
+            self._take(self.newest_ns + 1, sample.data)
         elif not self._fill_hole(sample):
             why = "duplicate" if stamp_ns == self.newest_ns else "late"
             return self._refuse(why, sample, stamp_ns - arrival_ns)
@@ -358,12 +361,8 @@ class Stream:
         self._anew = True
 
     def _stamp_ns(self, sample: Sample) -> int:
-        """By the robot's clock. Of commands the one that comes last counts, though a clock that goes in steps stamps
-        several alike."""
-        stamp_ns = sample.stamp_ns - self.offset_ns
-        if self.spec.latched and self.newest_ns is not None and sample.arrival_ns >= self.arrival_ns:
-            return max(stamp_ns, self.newest_ns + 1)
-        return stamp_ns
+        """By the robot's clock."""
+        return sample.stamp_ns - self.offset_ns
 
     def _fill_hole(self, sample: Sample) -> bool:
         """Put an old sample where it is missed; False if it is not."""

@@ -171,7 +171,8 @@ class Pipeline:
                 absent = absence(stream, view) or f"{name} dropped: its features are not finite"
                 (reasons if stream.required else notes).append(absent)
             notes += self._monitors[name].look(view)
-        reasons += self._commands_refused(window)
+        if self._refused:
+            reasons += self._commands_refused(window)
         if self._sensors and not any(map(mask.get, self._sensors)):  # a command alone is nothing to drive by
             seen = any(name in sources for name in self._sensors)
             reasons.append("no sensor is present" if seen else "warming up: no sensor seen yet")

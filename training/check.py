@@ -22,7 +22,7 @@ import numpy as np
 from mm_edge.errors import EdgeError
 from mm_edge.replay import PAUSE_S
 from mm_edge.types import NS, StreamSpec
-from training.limits import LIVING, longest_s, watched
+from training.limits import LIVING, longest_s, pause_s, watched
 from training.recordings import (
     STILL,
     TRAJECTORY,
@@ -236,7 +236,7 @@ def _labels(recording: Recording, label: Label) -> Iterator[Finding]:
 def _timing(recording: Recording, topic: Topic, spec: StreamSpec | None) -> Iterator[Finding]:
     path, arrival_ns = recording.path, topic.arrival_ns
     edges = np.concatenate([[recording.start_ns], arrival_ns, [recording.end_ns]])
-    gaps_s, least_s = np.diff(edges) / NS, max(1.0, 5 / topic.rate_hz if topic.rate_hz else 0.0)
+    gaps_s, least_s = np.diff(edges) / NS, pause_s(topic.rate_hz)
     if topic.kind != "text" and (at := int(gaps_s.argmax())) >= 0 and gaps_s[at] > least_s:
         jumped = ": the clock was set, or all stood still" if gaps_s[at] > PAUSE_S else ""
         more = f"; {n - 1} more" if (n := int((gaps_s > least_s).sum())) > 1 else ""

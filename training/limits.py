@@ -72,7 +72,7 @@ def _frozen_ms(spec: StreamSpec, topics: Sequence[tuple[Recording, Topic]]) -> f
     limits_ms, stood_s = [0.0], [0.0]
     for recording, topic in topics:
         same_s = longest_s(topic.stamp_ns, topic.repeats)
-        if same_s > max(1.0, 5 / spec.rate_hz):  # it was frozen there, the check says so
+        if same_s > pause_s(spec.rate_hz):  # it was frozen there, the check says so
             continue
         if not (limit_ms := _limit_ms(2e3 * same_s + 3 * period_ms, most_ms)):
             return 0.0  # it may stand still for so long
@@ -110,6 +110,11 @@ def _told_to_stand(topic: Topic, at_ns: np.ndarray) -> np.ndarray:
     last = np.searchsorted(told_ns, at_ns, side="right") - 1
     fresh = (last >= 0) & (at_ns - told_ns[last] <= UNLABELLED_S * NS)
     return fresh & still[last] & (at_ns - since_ns[last] > HALT_S * NS)
+
+
+def pause_s(rate_hz: float) -> float:
+    """Without a sample for longer, or without anything new in them, a stream has a fault: the check tells it."""
+    return max(1.0, 5 / rate_hz if rate_hz else 0.0)
 
 
 def longest_s(at_ns: np.ndarray, goes_on: np.ndarray) -> float:

@@ -11,9 +11,9 @@ decides). Compiling is not in the ratios: `compile_s` is what the first step tak
 64 finds what batch 16 compiled). `memory_vs_batched`: what PyTorch's allocator holds at most during a step beyond what
 it held before, ours over the batched peer's; `encoder_memory_vs_batched` of the spike encoder alone, without the cell
 and the layer behind it, which hold much the same in both. `resident...`: the same of a process's resident memory, which
-is what a step really takes: holes are in it that no tensor fits in. On a GPU ours is a CUDA graph, the peers are not;
-`ms` tells ours without one, too. Each is measured in a process of its own (Linux and
-glibc); how a heap gets its holes is chance, so these vary.
+is what a step really takes: holes are in it that no tensor fits in. Each is measured in a process of its own (Linux and
+glibc); how a heap gets its holes is chance, so these vary. On a GPU ours is a CUDA graph, the peers are not; `ms` tells
+ours without one, too.
 
 `as_shipped` is not the same maths: one LIF step a sample and a CfC without backbone, in real time, as the drive model
 has them, beside snntorch and ncps stepped over time in the same sizes.
