@@ -23,7 +23,7 @@ from mm_edge.pipeline import Pipeline
 from mm_edge.recording import RecordingWriter
 from mm_edge.types import Action, Sample, Scan, StreamSpec
 from tests.test_real_data import CARMEN, COMMA, comma, flaser, sound, write_zip
-from tests.test_recordings import ARM, MS, T0, drop, record
+from tests.test_recordings import ARM, MS, RATES, T0, drop, record
 from training import evaluate, robot
 from training.batches import regular_batch, regular_steps
 from training.digits import DigitDraw, Digits, build_model, hints, loss
@@ -33,6 +33,7 @@ from training.supervised import contrastive, newest
 from training.train import RECIPES, _validate, main, train, without
 
 ROOT = Path(__file__).parents[1]
+FEW_TOPICS = {"/front/image_raw": 10, "/lidar": 5}
 FEW = ["train.lanes=4", "train.save_every_steps=2", "train.mixed_precision=no"]
 
 
@@ -287,10 +288,10 @@ def test_two_processes_learn_what_one_does(digits, tmp_path):
 def test_a_robot_of_your_own(tmp_path, capsys):
     """From two bags of joint commands to a bundle that runs."""
     for name in ("a", "b"):
-        record(tmp_path / "bags" / name)
+        record(tmp_path / "bags" / name, rates={t: RATES[t] for t in ("/front/image_raw", "/rear/image_raw", "/lidar")})
     options = ["--out", str(tmp_path / "run"), "rounds=[{steps: 2}]", "train.lanes=2", "train.ticks=6"]
     assert main(["drive", "--data", str(tmp_path / "bags"), *options, "data.validation=[b]"]) == 0
-    assert "2 recordings, 6.0 s" in capsys.readouterr().out.replace("5.9", "6.0")
+    assert "2 recordings, 5.8 s" in capsys.readouterr().out
     export(tmp_path / "run" / "final.safetensors", tmp_path / "bundle", {})
     pipeline = Pipeline(Bundle.read(tmp_path / "bundle"), "cpu")
     assert pipeline.bundle.outputs.action.names == ("shoulder", "elbow")
@@ -302,7 +303,7 @@ def test_a_robot_of_your_own(tmp_path, capsys):
 
 
 def test_a_recipe_of_your_own_for_a_robot_of_your_own(tmp_path, capsys):
-    record(tmp_path / "bags" / "a")
+    record(tmp_path / "bags" / "a", rates=FEW_TOPICS)
     own = tmp_path / "own.yaml"
     own.write_text((RECIPES / "robot.yaml").read_text().replace("seed: 1", "seed: 7"))
     options = ["--out", str(tmp_path / "run"), "rounds=[{steps: 1}]", "train.lanes=2", "train.ticks=6"]
@@ -316,7 +317,7 @@ def test_a_recipe_of_your_own_for_a_robot_of_your_own(tmp_path, capsys):
 
 
 def test_a_training_that_diverges_ends_and_says_so(tmp_path, capsys):
-    record(tmp_path / "bags" / "a")
+    record(tmp_path / "bags" / "a", rates=FEW_TOPICS)
     options = ["rounds=[{steps: 9}]", "train.lanes=2", "train.ticks=6", "train.save_every_steps=4"]
     wild = ["train.learning_rate=1e30", "train.warm_up_steps=1", "--out", str(tmp_path / "run")]
     assert main(["drive", "--data", str(tmp_path / "bags"), *options, *wild]) == 2
@@ -332,17 +333,17 @@ def otherwise(topic, at_s, msg):
 def test_scores_of_recordings(tmp_path, capsys):
     """By whether they were learned; what cannot be scored says why."""
     bags = tmp_path / "bags"
-    record(bags / "a", seconds=3)
-    record(bags / "b", seconds=4)
+    record(bags / "a", seconds=3, rates=FEW_TOPICS)
+    record(bags / "b", seconds=4, rates=FEW_TOPICS)
     options = ["--out", str(tmp_path / "run"), "rounds=[{steps: 2}]", "train.lanes=2", "train.ticks=6"]
     assert main(["robot", "--data", str(bags), *options, "data.validation=[b]"]) == 0
     export(tmp_path / "run" / "final.safetensors", tmp_path / "bundle", {})
     (bags / "b").rename(bags / "monday")  # which is the same
     shutil.rmtree(bags / "a")
-    record(bags / "a", seconds=3, edit=otherwise)  # as long as the one before, but another
-    record(bags / "c", seconds=5, edit=drop("/lidar"))
-    record(bags / "d", seconds=5, edit=drop(ARM))
-    (record(bags / "e") / "e.mcap").write_bytes(b"no recording")
+    record(bags / "a", seconds=3, rates=FEW_TOPICS, edit=otherwise)  # as long as the one before, but another
+    record(bags / "c", seconds=5, rates=FEW_TOPICS, edit=drop("/lidar"))
+    record(bags / "d", seconds=5, rates=FEW_TOPICS, edit=drop(ARM))
+    (record(bags / "e", rates=FEW_TOPICS) / "e.mcap").write_bytes(b"no recording")
     capsys.readouterr()
     arguments = ["robot", "--data", str(bags), "--bundle", str(tmp_path / "bundle"), "--json"]
     assert evaluate.main(arguments) == 0
@@ -390,7 +391,7 @@ def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):
 
 def test_recordings_that_are_held_out_choose_the_weights_and_when_to_stop(tmp_path, monkeypatch, capsys):
     for name in ("a", "b"):
-        record(tmp_path / "bags" / name)
+        record(tmp_path / "bags" / name, rates=FEW_TOPICS)
     small = ["drive", "--data", str(tmp_path / "bags"), "train.lanes=2", "train.ticks=6", "--out"]
     arguments = [*small, str(tmp_path / "run"), "rounds=[{steps: 9}]", "train.save_every_steps=1", "train.patience=2"]
     assert main([*arguments, "data.validation=[c]"]) == 2
@@ -418,7 +419,7 @@ def test_recordings_that_are_held_out_choose_the_weights_and_when_to_stop(tmp_pa
 
 
 def test_recordings_with_errors_are_learned_from_only_if_told_to(tmp_path, capsys):
-    record(tmp_path / "bags" / "good")
+    record(tmp_path / "bags" / "good", rates=FEW_TOPICS)
     record(tmp_path / "bags" / "bad", edit=lambda topic, at_s, msg: topic != ARM)  # nobody commands
     arguments = ["drive", "--data", str(tmp_path / "bags"), "--out", str(tmp_path / "run")]
     arguments += ["rounds=[{steps: 1}]", "train.lanes=2", "train.ticks=6"]
@@ -477,13 +478,13 @@ def test_an_epoch_of_fewer_batches_than_make_a_step_is_a_step(digits, tmp_path, 
 
 
 def test_a_robots_sensors_may_differ_in_size(tmp_path):
-    record(tmp_path / "bags" / "a")
+    record(tmp_path / "bags" / "a", rates=FEW_TOPICS)
     options = ["--out", str(tmp_path / "run"), "rounds=[{steps: 1}]", "train.lanes=2", "train.ticks=6"]
     options += ["model.modality.dropout=0.1", "model.modality.front_image_raw.liquid_units=32"]
     assert main(["drive", "--data", str(tmp_path / "bags"), *options]) == 0
     encoders = robot.build_model(read_recipe(tmp_path / "run" / "recipe.yaml")).encoders
-    assert (encoders["front_image_raw"].units, encoders["rear_image_raw"].units) == (32, 64)
-    assert encoders["rear_image_raw"].dropout.p == 0.1
+    assert (encoders["front_image_raw"].units, encoders["lidar"].units) == (32, 64)
+    assert encoders["lidar"].dropout.p == 0.1
 
 
 def test_ticks_come_with_the_anchor_that_is_left(monkeypatch, tmp_path):
