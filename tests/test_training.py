@@ -1,6 +1,7 @@
 """The one training loop: recipes, resuming, what modality dropout does to time, and that it learns."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ import numpy as np
 from safetensors.torch import load_file
 
 from mm_edge.errors import EdgeError
+from mm_edge.sim.rooms import COLOURS, SHAPES, SYNONYMS, make_room, vocabulary
 from training import drive
 from training.batches import Lanes
 from training.fusion import CrossModalAttentionFusion
-from training.recipe import read_recipe
+from training.recipe import Round, read_recipe
 from training.tables import load_tables
 from training.train import RECIPES, main, train
 
@@ -136,7 +138,12 @@ def test_terms_of_the_loss_have_weights(trained):
     model = drive.build_model(plain).eval()
     batch = Lanes([load_tables(p) for p in (trained / "episodes" / "round0").glob("*.npz")], 2, 8, seed=0).next()
     result, _ = model.scan(batch, model.zero_state(2))
-    (total, parts), (more, _) = (drive.loss(recipe, model, batch, result) for recipe in (plain, doubled))
+
+    def loss(recipe):
+        torch.manual_seed(0)  # the same questions
+        return drive.loss(recipe, model, batch, result)
+
+    (total, parts), (more, _) = loss(plain), loss(doubled)
     torch.testing.assert_close(more - total, 0.2 * parts["go"], rtol=1e-3, atol=1e-6)
 
 
@@ -192,3 +199,81 @@ def test_the_way_is_free_up_to_what_a_robot_would_touch():
     assert free[6] == pytest.approx(0.5 - drive.BESIDE_M)  # 90 degrees
     assert free[1] == pytest.approx(6.0 - drive.BESIDE_M)  # 15 degrees past the first, it is 0.26 m aside
     assert free[12] == pytest.approx(6.0 - drive.BESIDE_M)
+    assert drive.free_m(range_m[:0]).shape == (0, drive.HEADINGS)  # a batch all of whose scans were dropped
+
+
+class Guide:
+    """In place of a model: it reads the command's words and finds what they name in the objects, which it is shown."""
+
+    shape = (12,)
+
+    def __init__(self):
+        self.encoders, self.net, self.asked = {"text": lambda x: x.float(), "camera": self}, self, []
+        self.encoders["text"].shape = self.shape
+
+    def ask(self, objects, commands):
+        scores = torch.zeros(len(objects), objects.shape[-1] + 1)
+        for score, seen, command in zip(scores, objects, commands):
+            words = [vocabulary()[int(i) - 1] for i in command if i > 0]
+            colour = next(i for i, name in enumerate(COLOURS, 1) if name in words)
+            shape = next(i for i, name in enumerate(SHAPES, 1) if {*SYNONYMS[name]} & {*words})
+            self.asked.append((colour, shape))
+            found = (seen[0] == colour) & (seen[1] == shape)
+            score[:-1][found] = 50.0
+            score[-1] = 0.0 if found.any() else 50.0
+        return scores, scores
+
+
+def test_questions_are_about_what_is_seen_or_nearly_that_and_have_an_answer():
+    """A red ball in two cells and a blue pillar in one; and a frame in which nothing stands."""
+    torch.manual_seed(0)
+    objects = torch.zeros(2, 2, 6, dtype=torch.int64)
+    objects[0, :, [0, 1]], objects[0, :, 4] = torch.tensor([[1, 1], [1, 1]]), torch.tensor([3, 3])
+    objects, guide = objects[[0] * 300 + [1] * 300], Guide()
+    loss = drive._questions(guide, objects, objects)
+    asked = guide.asked[:300]
+    balls, pillars = asked.count((1, 1)), asked.count((3, 3))
+    assert (balls + pillars) / 300 == pytest.approx(0.75**2, abs=0.1)
+    assert balls / pillars == pytest.approx(2, rel=0.3)  # by how much of the picture they fill
+    assert len({*guide.asked[300:]}) == 18
+    assert loss.item() == pytest.approx(balls / 600 * np.log(2), rel=1e-3)  # of two cells, either is right
+    assert drive._questions(guide, objects[:0], objects[:0]) == 0
+
+
+def seeded(seed):
+    return np.random.default_rng(np.random.SeedSequence([seed, 0]))  # as the world makes its room
+
+
+def in_a_mirror(room):
+    def there(thing):
+        return replace(thing, y=-thing.y, yaw=-thing.yaw)
+
+    return replace(
+        room,
+        objects=tuple(map(there, room.objects)),
+        obstacles=tuple(map(there, room.obstacles)),
+        patches=tuple((x, -y, r) for x, y, r in room.patches),
+        yaw=-room.yaw,
+        shoves=tuple((at_s, x, -y, -torque) for at_s, x, y, torque in room.shoves),
+    )
+
+
+def test_a_mirrored_lesson_is_that_of_the_mirrored_room(monkeypatch):
+    """As the simulator has it, but for noise and the floor's pattern, while both robots have been driven alike."""
+    recipe = read_recipe(RECIPES / "drive.yaml")
+    seed = next(s for s in range(1000) if make_room(seeded(s)).by_sound and not drive.Dropout(s).spans)
+    lesson = drive.demonstrate(recipe, seed, Round(0), student=None)
+    monkeypatch.setattr("mm_edge.sim.world.make_room", lambda rng: in_a_mirror(make_room(rng)))
+    expected, got = drive.demonstrate(recipe, seed, Round(0), student=None), drive.mirrored(lesson)
+    for name, label in expected.labels.items():
+        np.testing.assert_allclose(got.labels[name][:30], np.float32(label[:30]), atol=0.02, err_msg=name)
+    for name in ("camera", "scan", "imu", "audio"):
+        mean, as_made, as_it_was = (np.float32(t.steps[name].x[:30]).mean(0) for t in (expected, got, lesson))
+        assert np.abs(as_made - mean).max() < 0.5 * np.abs(as_it_was - mean).max(), name
+
+
+def test_searching_the_expert_turns_to_the_left_in_a_mirror_too():
+    recipe = read_recipe(RECIPES / "drive.yaml")
+    lesson = drive.demonstrate(recipe, 0, Round(0), student=None)
+    lesson.labels["action"][:2] = [[0, 1.2], [0.25, 1.2]]
+    assert drive.mirrored(lesson).labels["action"][:2].tolist() == np.float32([[0, 1.2], [0.25, -1.2]]).tolist()

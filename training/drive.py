@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from mm_edge.pipeline import model_inputs
 from mm_edge.preprocess import Vocabulary
 from mm_edge.replay import Tick
 from mm_edge.sim.episode import GRID, Episode, ExpertDriver
-from mm_edge.sim.rooms import COLOURS, SHAPES, vocabulary
+from mm_edge.sim.expert import SEARCH
+from mm_edge.sim.rooms import COLOURS, NAMED, SHAPES, SYNONYMS, vocabulary
 from mm_edge.types import Sample, StreamSpec
 from training.batches import Batch, Lanes, make_batch
 from training.models import ModelResult, RobotMultiSensorModel
@@ -45,13 +47,15 @@ DROPS = True  # lessons are without senses now and then
 HEADINGS = 24  # auxiliary target of the scan: how free the way is in each
 BESIDE_M = 0.24  # from the robot's centre: half its width and a margin
 SEEN_PIXELS = 8
+QUESTION_EVERY = 3  # frames
 LESSON_S = 20.0  # a student that is lost has shown it by then
 LINGER_S = 1.5  # lessons go on after the target was reached, so that a student learns to stand there
 MEASURES = {"speed": "R2 of the expert's speed", "turn": "R2 of the expert's rate of turn"}
 EXAM, EXAM_LANES, EXAM_EVERY_TICKS = range(980_000, 980_020), 64, 16  # worlds; windows to a batch, and how far apart
 LOOP, LOOP_S = range(970_000, 970_020), 25.0  # worlds, and how long each may take
 TERMS = {
-    "go": 0.2, "in_view": 0.2, "where": 0.3, "attention": 0.3, "kinds": 0.2, "sound": 0.3, "scan": 5.0, "rates": 1.0,
+    "go": 0.2, "in_view": 0.2, "where": 0.3, "attention": 0.3, "kinds": 0.2, "questions": 0.3, "sound": 0.3,
+    "scan": 5.0, "rates": 1.0,
 }  # fmt: skip
 
 
@@ -146,6 +150,8 @@ def loss(
     objects = labels["objects"][lane, tick].long()
     grid = out.grids["camera"].permute(0, 2, 3, 1).float().flatten(1, 2)
     kinds = sum(_by_cell(model.aux[name](grid), objects[:, i]) for i, name in enumerate(("colour", "shape")))
+    few = slice(None, None, QUESTION_EVERY)
+    questions = _questions(model, out.grids["camera"][few], objects[few])
 
     audio, heard = model.aux["audio"](out.tokens["audio"]), valid * have["audio"]
     on = F.binary_cross_entropy_with_logits(audio[..., :2], labels["sound"][..., :2], reduction="none").sum(-1)
@@ -164,7 +170,7 @@ def loss(
     quiet_or_loud = sum((F.relu(0.05 - r) + F.relu(r - 0.45) for r in rates.values()), action.new_zeros(()))
     terms = {
         "go": go, "in_view": in_view, "where": where, "attention": attention, "kinds": kinds, "sound": sound,
-        "scan": scan, "rates": quiet_or_loud,
+        "questions": questions, "scan": scan, "rates": quiet_or_loud,
     }  # fmt: skip
     weights = {**TERMS, **recipe.train.weights}
     total = sum((weights[name] * term for name, term in terms.items()), action)
@@ -179,7 +185,41 @@ def free_m(range_m: Tensor) -> Tensor:
     ahead, aside = range_m[:, None] * torch.cos(off), range_m[:, None] * torch.sin(off)
     before = ahead - (BESIDE_M**2 - aside**2).clamp(min=0).sqrt()
     in_the_way = (aside.abs() < BESIDE_M) & (torch.cos(off) > 0.3)
-    return torch.where(in_the_way, before, range_m.amax()).amin(-1).clamp(min=0)
+    return torch.where(in_the_way, before, range_m.amax(-1, keepdim=True)[:, None]).amin(-1).clamp(min=0)
+
+
+def _questions(model: RobotMultiSensorModel, seen: Tensor, objects: Tensor) -> Tensor:
+    """How well it finds other things than its command names: an episode has one command, and a model that learns from
+    that alone learns episodes by heart. A frame, seen (N, dim, rows, cols) with objects (N, 2, cells), is asked about
+    something in it, of which the colour and the shape are each replaced by any in one of four; or about anything."""
+    n, device = len(objects), objects.device
+    if not n:
+        return seen.new_zeros(())
+    there = (objects[:, 0] > 0).float()
+    cell = torch.multinomial(there + 1e-9, 1)
+    wanted = []
+    for i, kinds in enumerate((COLOURS, SHAPES)):
+        any_ = torch.randint(1, len(kinds) + 1, (n,), device=device)
+        keep = (torch.rand(n, device=device) < 0.75) & (there.amax(1) > 0)
+        wanted.append(torch.where(keep, objects[:, i].gather(1, cell).squeeze(1), any_))
+    commands = _commands(model.encoders["text"].shape[0]).to(device)
+    phrase = torch.randint(commands.shape[2], (n,), device=device)
+    token = model.encoders["text"](commands[wanted[0] - 1, wanted[1] - 1, phrase][:, None]).squeeze(1)
+    _, scores = model.encoders["camera"].net.ask(seen, token)
+    answer = (objects == torch.stack(wanted, 1)[..., None]).all(1).float()
+    answer = torch.cat([answer, 1 - answer.amax(1, keepdim=True)], 1)  # the last: nothing of it
+    return -(answer / answer.sum(1, keepdim=True) * scores.log_softmax(-1)).sum(-1).mean()
+
+
+@cache
+def _commands(length: int) -> Tensor:
+    """int64 (colours, shapes, phrases, length): all that name an object, as tokens."""
+    known = Vocabulary(vocabulary())
+    named = [
+        [[phrase.format(f"{colour} {word}") for phrase in NAMED for word in SYNONYMS[shape]] for shape in SHAPES]
+        for colour in COLOURS
+    ]
+    return torch.tensor([[[known.encode(c, length).tolist() for c in some] for some in row] for row in named])
 
 
 def _by_cell(logits: Tensor, kind: Tensor) -> Tensor:
@@ -271,6 +311,27 @@ def _tables(events: Iterable[Event], streams: tuple[StreamSpec, ...], period_s: 
     return build_tables(events, streams, period_s, max_gap_ms, Vocabulary(vocabulary()), label)
 
 
+def mirrored(tables: Tables) -> Tables:
+    """The same in a mirror, left for right: another lesson, which nobody has to drive. The frames are shared, not
+    copied. Where the expert searches, it turns to the left here, too."""
+    labels = dict(tables.labels)
+    searching = (labels["action"] == np.float32(SEARCH)).all(-1, keepdims=True)
+    labels["action"] = np.where(searching, labels["action"], labels["action"] * np.float32([1, -1]))
+    for name in ("cells", "objects"):
+        grid = labels[name].reshape(*labels[name].shape[:-1], *GRID)
+        labels[name] = grid[..., ::-1].reshape(labels[name].shape)
+    labels["target"] = labels["target"] * np.float32([1, -1, 1, 1])
+    labels["sound"] = labels["sound"] * np.float32([1, 1, -1, 1, 1])
+    change: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "camera": lambda x: x[:, :, ::-1],
+        "scan": lambda x: x[..., -np.arange(x.shape[-1])],  # sector 0 is ahead
+        "imu": lambda x: x * np.float32([1, -1, 1, -1, 1, -1, 1]),  # of a turn the axis is mirrored, and its sense
+        "audio": lambda x: x * np.float32([1, -1, 1])[:, None, None],  # loudness, left less right, heard
+    }
+    steps = {name: replace(s, x=change[name](s.x)) if name in change else s for name, s in tables.steps.items()}
+    return replace(tables, steps=steps, labels=labels)
+
+
 def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
     """The episodes of all rounds so far; those of this one with the student of the round before. With `data.folder`,
     that of a training that is done: all of its episodes, and none is made."""
@@ -285,6 +346,7 @@ def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
         for i in range(index + 1):
             folder = out / "episodes" / f"round{i}"
             episodes += demonstrations(recipe, i, folder, student if i == index else None, workers)
+    episodes += [mirrored(episode) for episode in episodes]
     return Lanes(episodes, recipe.train.lanes, recipe.train.ticks, recipe.seed + index)
 
 

@@ -210,9 +210,13 @@ class CameraNet(nn.Module):
         last for nothing; what was seen whatever the command (N, dim, rows, cols)."""
         seen = self.conv(centred(x))
         seen = F.relu(seen + self.context(seen))
+        return (*self.ask(seen, text), seen)
+
+    def ask(self, seen: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """What was seen (N, dim, rows, cols), text (N, text_units) -> features, and head 0's scores."""
         scale, shift = self.steer(text)[..., None, None].chunk(2, 1)
         grid = F.relu(seen * (1 + scale) + shift).float()
-        n, cells = len(x), self.grid[0] * self.grid[1]
+        n, cells = len(seen), self.grid[0] * self.grid[1]
         keys = self.key(grid).view(n, self.HEADS, self.KEY, cells)
         scores = (self.query(text).float().view(n, self.HEADS, 1, self.KEY) @ keys).squeeze(2) * self.KEY**-0.5
         scores = torch.cat([scores, self.nothing.expand(n, -1, -1)], -1)  # (n, heads, cells + 1)
@@ -220,7 +224,7 @@ class CameraNet(nn.Module):
         values = (grid.view(n, self.HEADS, self.KEY, cells) @ looked[..., None]).flatten(1)
         looked = looked.view(n, self.HEADS, *self.grid)
         columns, rows = looked.sum(2).flatten(1), looked.sum(3).flatten(1)
-        return torch.cat([3 * columns, 3 * rows, values, self.around(grid)], 1), scores[:, 0], seen
+        return torch.cat([3 * columns, 3 * rows, values, self.around(grid)], 1), scores[:, 0]
 
 
 class VisionNet(nn.Module):

@@ -24,6 +24,7 @@ SHORTCUT_M = 0.17  # kept beside the robot where it leaves the path for a straig
 WALL_M = 0.05  # half a wall's thickness
 STAND_M = 0.47  # so near to the target's centre it stands; nearer than REACH_M, lest a student stop short of it
 SLOW_M = 0.5  # with less than that free ahead it slows down
+SEARCH = (0.0, 1.2)  # m/s, rad/s: always to the left, for a student cannot know which way is the shorter
 MEMORY_S = 2.0  # how long it goes on toward a target out of sight
 LOOK_S = 6.0  # then it turns, a little more than once around, before it goes on all the same
 _NEIGHBOURS = [(a, b, math.hypot(a, b)) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
@@ -51,7 +52,7 @@ class Expert:
             self._seen_s = t
         since = t - max(self._seen_s, 0.0) if self._seen_s >= 0 else t + MEMORY_S
         if since > MEMORY_S and (since - MEMORY_S) % (LOOK_S + 2.0) < LOOK_S:
-            return np.array([0.0, 1.2])
+            return np.array(SEARCH)
         x, y, yaw = self.world.pose()
         ahead_x, ahead_y = self._look_ahead(x, y)
         error = (math.atan2(ahead_y - y, ahead_x - x) - yaw + math.pi) % (2 * math.pi) - math.pi
