@@ -233,7 +233,8 @@ def test_questions_are_about_what_is_seen_or_nearly_that_and_have_an_answer():
     loss = drive._questions(guide, objects, objects)
     asked = guide.asked[:300]
     balls, pillars = asked.count((1, 1)), asked.count((3, 3))
-    assert (balls + pillars) / 300 == pytest.approx(0.75**2, abs=0.1)
+    kept = [alike + (1 - alike) / n for alike, n in zip(drive.ASKED_ALIKE, (len(COLOURS), len(SHAPES)))]
+    assert (balls + pillars) / 300 == pytest.approx(np.prod(kept), abs=0.1)
     assert balls / pillars == pytest.approx(2, rel=0.3)  # by how much of the picture they fill
     assert len({*guide.asked[300:]}) == 18
     assert loss.item() == pytest.approx(balls / 600 * np.log(2), rel=1e-3)  # of two cells, either is right

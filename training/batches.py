@@ -103,7 +103,8 @@ def regular_batch(steps: dict[str, StepBatch], mask: Tensor, dt: Tensor, labels:
 
 class Lanes:
     """An endless supply of batches; `state_dict` makes resuming exact. A lane starts from zero state where its episode
-    does, and nowhere else: in the middle of one it would not know the command."""
+    does, and nowhere else: in the middle of one it would not know the command. Chunks of a single tick come from
+    anywhere, each from zero state: nets learn sooner from samples that have nothing to do with each other."""
 
     def __init__(self, episodes: Sequence[Tables], lanes: int, ticks: int, seed: int, text: str | None = "text"):
         if not episodes:
@@ -113,8 +114,15 @@ class Lanes:
         self._rng = np.random.default_rng(seed)
         self._order: list[int] = []
         self._lanes = [[self._next_episode(), 0] for _ in range(lanes)]
+        self._ends = np.cumsum([len(episode) for episode in episodes])
 
     def next(self) -> Batch:
+        if self._ticks == 1:
+            at = self._rng.integers(self._ends[-1], size=len(self._lanes))
+            found = np.searchsorted(self._ends, at, "right")
+            ticks = at - self._ends[found] + [len(self._episodes[i]) for i in found]
+            single = [(self._episodes[i], int(tick), int(tick) + 1) for i, tick in zip(found, ticks)]
+            return make_batch(single, [True] * len(single), 1, self._text)
         chunks, start = [], []
         for lane in self._lanes:
             episode, begin = lane

@@ -47,14 +47,15 @@ DROPS = True  # lessons are without senses now and then
 HEADINGS = 24  # auxiliary target of the scan: how free the way is in each
 BESIDE_M = 0.24  # from the robot's centre: half its width and a margin
 SEEN_PIXELS = 8
-QUESTION_EVERY = 3  # frames
+QUESTIONS = 256  # of a batch, about as many at most
+ASKED_ALIKE = (0.75, 0.5)  # share of them that keep the colour, and the shape, of what they are about
 LESSON_S = 20.0  # a student that is lost has shown it by then
 LINGER_S = 1.5  # lessons go on after the target was reached, so that a student learns to stand there
 MEASURES = {"speed": "R2 of the expert's speed", "turn": "R2 of the expert's rate of turn"}
 EXAM, EXAM_LANES, EXAM_EVERY_TICKS = range(980_000, 980_020), 64, 16  # worlds; windows to a batch, and how far apart
 LOOP, LOOP_S = range(970_000, 970_020), 25.0  # worlds, and how long each may take
 TERMS = {
-    "go": 0.2, "in_view": 0.2, "where": 0.3, "attention": 0.3, "kinds": 0.2, "questions": 0.3, "sound": 0.3,
+    "go": 0.2, "in_view": 0.2, "where": 0.3, "attention": 0.3, "kinds": 0.2, "questions": 1.0, "sound": 0.3,
     "scan": 5.0, "rates": 1.0,
 }  # fmt: skip
 
@@ -150,7 +151,7 @@ def loss(
     objects = labels["objects"][lane, tick].long()
     grid = out.grids["camera"].permute(0, 2, 3, 1).float().flatten(1, 2)
     kinds = sum(_by_cell(model.aux[name](grid), objects[:, i]) for i, name in enumerate(("colour", "shape")))
-    few = slice(None, None, QUESTION_EVERY)
+    few = slice(None, None, max(1, round(len(grid) / QUESTIONS)))
     questions = _questions(model, out.grids["camera"][few], objects[few])
 
     audio, heard = model.aux["audio"](out.tokens["audio"]), valid * have["audio"]
@@ -189,18 +190,18 @@ def free_m(range_m: Tensor) -> Tensor:
 
 
 def _questions(model: RobotMultiSensorModel, seen: Tensor, objects: Tensor) -> Tensor:
-    """How well it finds other things than its command names: an episode has one command, and a model that learns from
-    that alone learns episodes by heart. A frame, seen (N, dim, rows, cols) with objects (N, 2, cells), is asked about
-    something in it, of which the colour and the shape are each replaced by any in one of four; or about anything."""
+    """How well it finds other things than its command names: an episode has one command, and the colour alone tells its
+    target from all else in most of them. A frame, seen (N, dim, rows, cols) with objects (N, 2, cells), is asked about
+    something in it, now and then with another colour or shape; or about anything."""
     n, device = len(objects), objects.device
     if not n:
         return seen.new_zeros(())
     there = (objects[:, 0] > 0).float()
     cell = torch.multinomial(there + 1e-9, 1)
     wanted = []
-    for i, kinds in enumerate((COLOURS, SHAPES)):
+    for i, (kinds, alike) in enumerate(zip((COLOURS, SHAPES), ASKED_ALIKE)):
         any_ = torch.randint(1, len(kinds) + 1, (n,), device=device)
-        keep = (torch.rand(n, device=device) < 0.75) & (there.amax(1) > 0)
+        keep = (torch.rand(n, device=device) < alike) & (there.amax(1) > 0)
         wanted.append(torch.where(keep, objects[:, i].gather(1, cell).squeeze(1), any_))
     commands = _commands(model.encoders["text"].shape[0]).to(device)
     phrase = torch.randint(commands.shape[2], (n,), device=device)

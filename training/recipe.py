@@ -61,13 +61,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Round:
-    """Make `episodes` from `first_seed` on, then train for `steps` on all episodes so far."""
+    """Make `episodes` from `first_seed` on, then train for `steps` on all episodes so far, with lanes and ticks of its
+    own if it has any."""
 
     steps: int
     episodes: int = 0
     first_seed: int = 0
     student: float = 0.0
     bursts: float = 0.0
+    lanes: int = 0
+    ticks: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class Recipe:
     action: dict[str, Any] = dataclasses.field(default_factory=dict)  # what comes out, as in the manifest: this,
     values: dict[str, Any] = dataclasses.field(default_factory=dict)  # or this
     data: dict[str, Any] = dataclasses.field(default_factory=dict)  # the task's own
+
+    def of_round(self, index: int) -> Recipe:
+        """As that round has it."""
+        round_, train = self.rounds[index], self.train
+        lanes, ticks = round_.lanes or train.lanes, round_.ticks or train.ticks
+        return dataclasses.replace(self, train=dataclasses.replace(train, lanes=lanes, ticks=ticks))
 
 
 def read_recipe(path: Path, overrides: list[str] = []) -> Recipe:  # noqa: B006 (not changed)
@@ -109,8 +118,8 @@ def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
     if not recipe.rounds:
         raise ValueError(f"{path}: rounds: expected at least one")
     for i, round_ in enumerate(recipe.rounds):
-        if round_.steps < 0 or round_.episodes < 0:
-            raise ValueError(f"{path}: rounds.{i}: expected no steps and episodes below 0, got {round_}")
+        if min(round_.steps, round_.episodes, round_.lanes, round_.ticks) < 0:
+            raise ValueError(f"{path}: rounds.{i}: expected no number below 0, got {round_}")
     return recipe
 
 

@@ -165,14 +165,14 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
         weights = out / f"round{index}.safetensors"
         if not weights.exists():
             with _cpu_minutes(out, f"round {index}: data"), PartialState().main_process_first():
-                supply = task.supply(recipe, index, out, workers)
+                supply = task.supply(recipe.of_round(index), index, out, workers)
             with _cpu_minutes(out, f"round {index}: train"):
                 model = task.build_model(recipe)
                 if student is not None:
                     model.load_state_dict(load_file(student))
                 if PartialState().num_processes > 1:  # each draws a dropout of its own
                     torch.manual_seed(recipe.seed + PartialState().process_index)
-                steps = _train_round(recipe, index, model, supply, out)
+                steps = _train_round(recipe.of_round(index), index, model, supply, out)
                 if PartialState().is_main_process:
                     (out / f"steps{index}").write_text(str(steps))
                     _save_weights(model, weights)
@@ -190,8 +190,9 @@ def _check(recipe: Recipe) -> None:
     config, processes = recipe.train, PartialState(cpu=not torch.cuda.is_available()).num_processes
     if recipe.task not in TASKS:
         raise ValueError(f"task: no task {recipe.task!r}{hint(recipe.task, TASKS)}")
-    if config.lanes % processes:
-        raise ValueError(f"train.lanes: expected a multiple of {processes} processes, got {config.lanes}")
+    for index in range(len(recipe.rounds)):
+        if (lanes := recipe.of_round(index).train.lanes) % processes:
+            raise ValueError(f"round {index}: expected lanes, a multiple of {processes} processes, got {lanes}")
     task = TASKS[recipe.task]
     check_keys(config.weights, getattr(task, "TERMS", ()), "train.weights")
     model = task.build_model(recipe)
