@@ -132,6 +132,26 @@ def test_a_lane_begins_where_its_episode_does(trained):
     assert (first.steps["text"].at[:, -1] == 1).all()  # the command came in the first chunk
 
 
+def test_single_ticks_come_from_anywhere_with_the_command_in_force(trained):
+    tables = [load_tables(p) for p in (trained / "episodes").glob("*/*.npz")]
+    lanes = Lanes(tables, lanes=64, ticks=1, seed=0)
+    batch = lanes.next()
+    assert batch.start.all() and batch.valid.all() and batch.steps["text"].keep.all()
+    rows = [{tuple(row) for row in t.labels["target"].tolist()} for t in tables]
+    drawn = [tuple(row) for row in batch.labels["target"][:, 0].tolist()]
+    shares = [sum(row in known for row in drawn) / 64 for known in rows]
+    assert sum(shares) >= 1 and shares == pytest.approx([len(t) / sum(map(len, tables)) for t in tables], abs=0.2)
+    resumed = Lanes(tables, lanes=64, ticks=1, seed=1)
+    resumed.load_state_dict(lanes.state_dict())
+    assert torch.equal(resumed.next().labels["target"], lanes.next().labels["target"])
+
+
+def test_a_round_may_have_lanes_and_ticks_of_its_own():
+    recipe = read_recipe(RECIPES / "drive.yaml", ["train.lanes=32", "rounds.1.ticks=12"])
+    sizes = [(r.train.lanes, r.train.ticks) for r in (recipe.of_round(i) for i in range(3))]
+    assert sizes == [(256, 1), (32, 12), (32, 24)]
+
+
 def test_terms_of_the_loss_have_weights(trained):
     plain = read_recipe(RECIPES / "drive.yaml", SMALL)
     doubled = read_recipe(RECIPES / "drive.yaml", [*SMALL, "train.weights.go=0.4"])

@@ -176,6 +176,7 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
                 if PartialState().is_main_process:
                     (out / f"steps{index}").write_text(str(steps))
                     _save_weights(model, weights)
+                del supply  # the next round reads these episodes again: not to have them twice
                 PartialState().wait_for_everyone()
         student = weights
     assert student is not None, "a recipe has at least one round"
