@@ -202,9 +202,14 @@ def test_a_topic_that_two_published_is_one_stream(tmp_path):
     assert recording.error == "" and recording.topics["odom"].arrival_ns.tolist() == [T0]
 
 
+def the_other_way(topic, at_s, msg):
+    if topic == ARM:
+        msg.points[0].positions[0] = 0.59 - msg.points[0].positions[0]
+
+
 def test_good_recordings_pass_and_the_table_can_be_read(tmp_path, capsys):
-    for name in ("a", "b"):
-        record(tmp_path / name)
+    record(tmp_path / "a")
+    record(tmp_path / "b", edit=the_other_way)
     assert main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "2 recordings, 5.9 s"
@@ -216,6 +221,14 @@ def test_good_recordings_pass_and_the_table_can_be_read(tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["balance"]["histogram"] == {"shoulder": [12] * 10, "elbow": [0] * 5 + [120] + [0] * 4}
     assert [stream["name"] for stream in said["streams"]][:2] == ["front_image_raw", "rear_image_raw"]
+
+
+def test_a_copy_is_told_whatever_its_name(tmp_path):
+    for name in ("a", "monday", "other"):
+        record(tmp_path / name, rates={"/lidar": 5}, edit=the_other_way if name == "other" else lambda *_: True)
+    (found,) = [finding for finding in checked(find(tmp_path)).findings if finding.topic == ARM[1:]]
+    assert found.path == tmp_path / "monday" and found.severity == "warning"
+    assert found.what.startswith(f"the commands of {tmp_path / 'a'}, at the same times: a copy counts twice")
 
 
 def halted(topic, at_s, msg):
@@ -509,7 +522,7 @@ def test_bad_input_is_named_with_file_and_time(tmp_path, what, where):
 def test_a_stream_that_is_always_late_is_of_use_if_it_is_the_robot_that_is_so(tmp_path):
     for name in ("a", "b"):
         record(tmp_path / name, edit=behind(0.9))
-    said = [str(finding) for finding in checked(find(tmp_path)).findings]
+    said = [str(finding) for finding in checked(find(tmp_path)).findings if "a copy" not in finding.what]
     assert len(said) == 2 and all(
         "warning" in line and "skew: stamped 0.90 s before the other streams" in line for line in said
     )

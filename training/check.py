@@ -33,6 +33,7 @@ from training.recordings import (
     alike,
     commands_of,
     find,
+    identity,
     label_of,
     streams_of,
     tick_of,
@@ -151,6 +152,7 @@ def check(recordings: Sequence[Recording], streams: Sequence[StreamSpec], label:
     bad = {finding.path for finding in findings if finding.leaves_out == "recording"}
     usable = [recording for recording in recordings if recording.path not in bad]
     findings += _slips(usable, label)
+    findings += _copies(usable, label)
     findings += _unbalanced(recordings, label, balance := _balance(recordings, label))
     topics = [(spec.name, [(r, r.topics[spec.name]) for r in recordings if spec.name in r.topics]) for spec in streams]
     topics.append((label.topic, [(r, r.topics[label.topic]) for r in recordings if label.topic in r.topics]))
@@ -161,6 +163,15 @@ def check(recordings: Sequence[Recording], streams: Sequence[StreamSpec], label:
         label, balance, tuple(sorted(findings, key=lambda f: (not f.leaves_out, str(f.path), f.time_s))),
         tuple(sorted(others.union(*(r.unused for r in recordings)))),
     )  # fmt: skip
+
+
+def _copies(recordings: Sequence[Recording], label: Label) -> Iterator[Finding]:
+    first: dict[str, Path] = {}
+    for recording in recordings:
+        other = first.setdefault(identity(recording, label), recording.path)
+        if other != recording.path:
+            what = f"the commands of {other}, at the same times: a copy counts twice, and cannot validate its like"
+            yield Finding(recording.path, 0.0, label.topic, what)
 
 
 def _recording(recording: Recording, streams: Sequence[StreamSpec], label: Label) -> Iterator[Finding]:

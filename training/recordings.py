@@ -12,6 +12,7 @@ command at or after it, never the one before: a model that sees what the robot d
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -464,6 +465,11 @@ def commands_of(recording: Recording, label: Label) -> tuple[np.ndarray, np.ndar
     if topic is None or not len(topic.values) or not set(label.names) <= set(topic.names):
         return np.zeros(0, np.int64), np.zeros((0, len(label.names)), np.float32)
     return topic.arrival_ns, _columns(topic, label.names)
+
+
+def identity(recording: Recording, label: Label) -> str:
+    """By which a recording is known whatever its name: what was commanded, and when."""
+    return hashlib.sha256(b"".join(array.tobytes() for array in commands_of(recording, label))).hexdigest()[:16]
 
 
 def commands_after(recording: Recording, label: Label) -> Callable[[int], np.ndarray | None]:

@@ -11,7 +11,6 @@ when a sensor is frozen, skewed or jittering (training/limits.py).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +39,7 @@ from training.recordings import (
     Recording,
     commands_of,
     find,
+    identity,
     label_of,
     streams_of,
     survey,
@@ -129,11 +129,6 @@ def identities(recipe: Recipe) -> dict[str, list[str]]:
     return {
         part: [known[str(path)] for path in paths] for part, paths in zip(("learned", "validation"), _split(recipe))
     }
-
-
-def identity(recording: Recording, label: Label) -> str:
-    """By which a recording is known whatever its name: what was commanded, and when."""
-    return hashlib.sha256(b"".join(array.tobytes() for array in commands_of(recording, label))).hexdigest()[:16]
 
 
 def _split(recipe: Recipe) -> tuple[list[Path], list[Path]]:
