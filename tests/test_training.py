@@ -118,7 +118,7 @@ def test_a_dropped_camera_slows_the_ticks_as_on_a_robot():
     tables = drive.demonstrate(recipe, seed, recipe.rounds[0], student=None)
     assert len(tables.steps["camera"].x) == 0
     assert (tables.mask[:, 0] == 0).all()
-    assert (tables.age[:, 0] == np.float32(0.3)).all()
+    assert (tables.age[:, 0] == np.float32(0.33)).all()
     assert tables.dt[1:].min() >= 0.1
     assert tables.mask[:, -1].all()  # the command
 
