@@ -103,8 +103,7 @@ def regular_batch(steps: dict[str, StepBatch], mask: Tensor, dt: Tensor, labels:
 
 class Lanes:
     """An endless supply of batches; `state_dict` makes resuming exact. A lane starts from zero state where its episode
-    does, and nowhere else: in the middle of one it would not know the command. Chunks of a single tick come from
-    anywhere, each from zero state: nets learn sooner from samples that have nothing to do with each other."""
+    does, and nowhere else: in the middle of one it would not know the command."""
 
     def __init__(self, episodes: Sequence[Tables], lanes: int, ticks: int, seed: int, text: str | None = "text"):
         if not episodes:
@@ -114,15 +113,8 @@ class Lanes:
         self._rng = np.random.default_rng(seed)
         self._order: list[int] = []
         self._lanes = [[self._next_episode(), 0] for _ in range(lanes)]
-        self._ends = np.cumsum([len(episode) for episode in episodes])
 
     def next(self) -> Batch:
-        if self._ticks == 1:
-            at = self._rng.integers(self._ends[-1], size=len(self._lanes))
-            found = np.searchsorted(self._ends, at, "right")
-            ticks = at - self._ends[found] + [len(self._episodes[i]) for i in found]
-            single = [(self._episodes[i], int(tick), int(tick) + 1) for i, tick in zip(found, ticks)]
-            return make_batch(single, [True] * len(single), 1, self._text)
         chunks, start = [], []
         for lane in self._lanes:
             episode, begin = lane
@@ -147,8 +139,38 @@ class Lanes:
         self._order, self._lanes = state["order"], state["lanes"]
 
 
-def make_batch(chunks: Sequence[tuple[Tables, int, int]], start: Sequence[bool], ticks: int, text: str | None) -> Batch:
-    """`chunks`: for each lane its episode and the ticks [begin, end) of it, at most `ticks` many."""
+class Singles:
+    """An endless supply of batches of single ticks from anywhere, each from zero state, as if every stream had begun
+    with its newest sample: nets learn sooner from samples that have nothing to do with each other."""
+
+    def __init__(self, episodes: Sequence[Tables], lanes: int, seed: int, text: str | None = "text"):
+        if not episodes:
+            raise ValueError("rounds: expected episodes to learn from, got none")
+        self._episodes, self._lanes, self._text = episodes, lanes, text
+        self._ends = np.cumsum([len(episode) for episode in episodes])
+        self.steps_an_epoch = max(1, int(self._ends[-1]) // lanes)
+        self._rng = np.random.default_rng(seed)
+
+    def next(self) -> Batch:
+        chunks = []
+        for at in self._rng.integers(self._ends[-1], size=self._lanes).tolist():
+            i = int(np.searchsorted(self._ends, at, "right"))
+            tick = at - int(self._ends[i]) + len(self._episodes[i])
+            chunks.append((self._episodes[i], tick, tick + 1))
+        return make_batch(chunks, [True] * self._lanes, 1, self._text, newest=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state["rng"]
+
+
+def make_batch(
+    chunks: Sequence[tuple[Tables, int, int]], start: Sequence[bool], ticks: int, text: str | None, newest: bool = False
+) -> Batch:
+    """`chunks`: for each lane its episode and the ticks [begin, end) of it, at most `ticks` many. With `newest` a
+    stream that does not step in a chunk steps on its newest sample of before."""
     streams = list(chunks[0][0].steps)
     steered = streams.index(text) if text else None
     b, t, m = len(chunks), ticks, len(streams)
@@ -162,18 +184,22 @@ def make_batch(chunks: Sequence[tuple[Tables, int, int]], start: Sequence[bool],
         for k, v in labels.items():
             v[i, :n] = tables.labels[k][begin:end]
     return Batch(
-        steps={name: _steps(chunks, ticks, name, j, steered) for j, name in enumerate(streams)},
+        steps={name: _steps(chunks, ticks, name, j, steered, newest) for j, name in enumerate(streams)},
         mask=torch.from_numpy(mask), age=torch.from_numpy(age), dt=torch.from_numpy(dt), reset=torch.from_numpy(reset),
         valid=torch.from_numpy(valid), start=torch.tensor(list(start)),
         labels={k: torch.from_numpy(v) for k, v in labels.items()},
     )  # fmt: skip
 
 
-def _steps(chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: int, text: int | None) -> StepBatch:
+def _steps(
+    chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: int, text: int | None, newest: bool
+) -> StepBatch:
     spans = []  # of each lane's steps within the chunk
     at = np.zeros((len(chunks), ticks), np.int64)
     for i, (tables, begin, end) in enumerate(chunks):
         first = _first(tables, begin, j, text)
+        if newest:
+            first = max(0, min(first, int(tables.newest[end - 1, j]) - 1))
         spans.append((first, int(tables.newest[end - 1, j])))
         at[i, : end - begin] = tables.newest[begin:end, j] - first
         at[i, end - begin :] = at[i, end - begin - 1]
@@ -186,7 +212,7 @@ def _steps(chunks: Sequence[tuple[Tables, int, int]], ticks: int, name: str, j: 
         dt[i, :n, 0], keep[i, :n], reset[i, :n, 0] = steps.dt[a:b], True, steps.reset[a:b]
         x.append(steps.x[a:b])
         where.append(np.stack([np.full(n, i), np.arange(n)], 1))
-        on = steps.tick[a:b].astype(np.int64)
+        on = np.maximum(steps.tick[a:b].astype(np.int64), begin)  # what is stepped on again is there from the first on
         tick.append(on - begin)
         if text is None:
             text_at.append(np.zeros(n, np.int64))

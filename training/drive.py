@@ -33,7 +33,7 @@ from mm_edge.sim.episode import GRID, Episode, ExpertDriver
 from mm_edge.sim.expert import SEARCH
 from mm_edge.sim.rooms import COLOURS, NAMED, SHAPES, SYNONYMS, vocabulary
 from mm_edge.types import Sample, StreamSpec
-from training.batches import Batch, Lanes, make_batch
+from training.batches import Batch, Lanes, Singles, make_batch
 from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe, Round
 from training.runner import TorchPipeline
@@ -47,7 +47,7 @@ DROPS = True  # lessons are without senses now and then
 HEADINGS = 24  # auxiliary target of the scan: how free the way is in each
 BESIDE_M = 0.24  # from the robot's centre: half its width and a margin
 SEEN_PIXELS = 8
-QUESTIONS = 256  # of a batch, about as many at most
+QUESTIONS = 256  # of a batch (of several processes, of each one's share), at most
 ASKED_ALIKE = (0.75, 0.5)  # share of them that keep the colour, and the shape, of what they are about
 LESSON_S = 20.0  # a student that is lost has shown it by then
 LINGER_S = 1.5  # lessons go on after the target was reached, so that a student learns to stand there
@@ -151,7 +151,7 @@ def loss(
     objects = labels["objects"][lane, tick].long()
     grid = out.grids["camera"].permute(0, 2, 3, 1).float().flatten(1, 2)
     kinds = sum(_by_cell(model.aux[name](grid), objects[:, i]) for i, name in enumerate(("colour", "shape")))
-    few = slice(None, None, max(1, round(len(grid) / QUESTIONS)))
+    few = torch.randperm(len(grid), device=grid.device)[:QUESTIONS]
     questions = _questions(model, out.grids["camera"][few], objects[few])
 
     audio, heard = model.aux["audio"](out.tokens["audio"]), valid * have["audio"]
@@ -333,7 +333,7 @@ def mirrored(tables: Tables) -> Tables:
     return replace(tables, steps=steps, labels=labels)
 
 
-def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
+def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes | Singles:
     """The episodes of all rounds so far; those of this one with the student of the round before. With `data.folder`,
     that of a training that is done: all of its episodes, and none is made."""
     student = out / f"round{index - 1}.safetensors" if index else None
@@ -348,6 +348,8 @@ def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
             folder = out / "episodes" / f"round{i}"
             episodes += demonstrations(recipe, i, folder, student if i == index else None, workers)
     episodes += [mirrored(episode) for episode in episodes]
+    if recipe.train.ticks == 1:
+        return Singles(episodes, recipe.train.lanes, recipe.seed + index)
     return Lanes(episodes, recipe.train.lanes, recipe.train.ticks, recipe.seed + index)
 
 
