@@ -72,7 +72,7 @@ def test_it_drives(shipped):
 
 
 def test_without_spikes_it_is_lost(shipped, tmp_path):
-    lost = evaluate(silenced(tmp_path / "silenced"), WORLDS // 3, SEED, frozenset(), (), 2)  # each takes until its end
+    lost = evaluate(silenced(tmp_path / "silenced"), WORLDS // 2, SEED, frozenset(), (), 2)  # each takes until its end
     assert lost["success"] <= 0.2
     assert lost["success"] < shipped["success"] - 0.2
 

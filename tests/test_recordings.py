@@ -228,7 +228,7 @@ def test_a_copy_is_told_whatever_its_name(tmp_path):
         record(tmp_path / name, rates={"/lidar": 5}, edit=the_other_way if name == "other" else lambda *_: True)
     (found,) = [finding for finding in checked(find(tmp_path)).findings if finding.topic == ARM[1:]]
     assert found.path == tmp_path / "monday" and found.severity == "warning"
-    assert found.what.startswith(f"the commands of {tmp_path / 'a'}, at the same times: a copy counts twice")
+    assert found.what.startswith(f"the same commands at the same times as {tmp_path / 'a'}: a copy counts twice")
 
 
 def halted(topic, at_s, msg):

@@ -446,7 +446,7 @@ def test_a_recipe_that_is_not_there_and_data_that_are_not_named(capsys):
         ("train.learning_rates.imge=1", "train.learning_rates: no key 'imge'; did you mean 'image'?"),
         ("rounds.9.steps=1", "rounds.9.steps: expected a number below 1, got '9'"),
         ("rounds=[]", "rounds: expected at least one"),
-        ("rounds.0.steps=-1", "rounds.0: expected no steps and episodes below 0"),
+        ("rounds.0.steps=-1", "rounds.0: expected no steps, episodes, lanes and ticks below 0"),
         ("task=digts", "task: no task 'digts'; did you mean 'digits'?"),
         ("model.fusion_dimm=96", "model: no key 'fusion_dimm'; did you mean 'fusion_dim'?"),
         ("model.modality.imge.dropout=0.9", "model.modality: no key 'imge'; did you mean 'image'?"),

@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from mm_edge.errors import EdgeError
 from mm_edge.sim.rooms import COLOURS, SHAPES, SYNONYMS, make_room, vocabulary
 from training import drive
-from training.batches import Lanes
+from training.batches import Lanes, Singles
 from training.fusion import CrossModalAttentionFusion
 from training.recipe import Round, read_recipe
 from training.tables import load_tables
 from training.train import RECIPES, main, train
 
 SMALL = [
-    "rounds=[{episodes: 2, first_seed: 5, student: 0.0, bursts: 0.05, steps: 5},"
-    " {episodes: 1, first_seed: 8, student: 1.0, bursts: 0.0, steps: 2}]",
+    "rounds=[{episodes: 2, first_seed: 5, student: 0.0, bursts: 0.05, steps: 5, lanes: 4, ticks: 1},"
+    " {episodes: 1, first_seed: 8, student: 1.0, bursts: 0.0, steps: 3}]",
     "train.lanes=2",
     "train.ticks=8",
     "train.save_every_steps=2",
@@ -63,14 +63,16 @@ def test_a_training_leaves_weights_episodes_recipe_and_what_it_cost(trained):
     assert "round 1: train" in (trained / "cpu_minutes.json").read_text()
 
 
-def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [3, 7])  # the one after a checkpoint, of single ticks and of lanes that go on
+def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(step, trained, tmp_path, monkeypatch):
     (tmp_path / "episodes").symlink_to(trained / "episodes")
     real, calls = drive.loss, iter(range(100))
 
-    def power_cut(*args):
-        if next(calls) == 3:  # in the first round, after the checkpoint at step 2
+    def power_cut(recipe, model, batch, out):
+        assert batch.mask.shape[:2] == ((4, 1) if len(list(tmp_path.glob("round*"))) == 0 else (2, 8))
+        if next(calls) == step:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(recipe, model, batch, out)
 
     recipe = read_recipe(RECIPES / "drive.yaml", SMALL)
     monkeypatch.setattr(drive, "loss", power_cut)
@@ -132,18 +134,25 @@ def test_a_lane_begins_where_its_episode_does(trained):
     assert (first.steps["text"].at[:, -1] == 1).all()  # the command came in the first chunk
 
 
-def test_single_ticks_come_from_anywhere_with_the_command_in_force(trained):
+def test_single_ticks_come_from_anywhere_and_have_what_the_robot_had(trained):
     tables = [load_tables(p) for p in (trained / "episodes").glob("*/*.npz")]
-    lanes = Lanes(tables, lanes=64, ticks=1, seed=0)
-    batch = lanes.next()
-    assert batch.start.all() and batch.valid.all() and batch.steps["text"].keep.all()
-    rows = [{tuple(row) for row in t.labels["target"].tolist()} for t in tables]
-    drawn = [tuple(row) for row in batch.labels["target"][:, 0].tolist()]
-    shares = [sum(row in known for row in drawn) / 64 for known in rows]
-    assert sum(shares) >= 1 and shares == pytest.approx([len(t) / sum(map(len, tables)) for t in tables], abs=0.2)
-    resumed = Lanes(tables, lanes=64, ticks=1, seed=1)
-    resumed.load_state_dict(lanes.state_dict())
-    assert torch.equal(resumed.next().labels["target"], lanes.next().labels["target"])
+    for i, t in enumerate(tables):
+        t.labels["by_sound"] = np.float32(1000 * i + np.arange(len(t)))  # to know them by
+    singles = Singles(tables, lanes=64, seed=0)
+    batch = singles.next()
+    drawn = [(tables[int(at) // 1000], int(at) % 1000) for at in batch.labels["by_sound"]]
+    assert len({id(t) for t, _ in drawn}) == len(tables) and len({tick / len(t) for t, tick in drawn}) > 40
+    assert {tick / len(t) > 0.5 for t, tick in drawn} == {True, False}
+    assert batch.start.all() and batch.valid.all()
+    for j, (name, steps) in enumerate(batch.steps.items()):
+        lanes = steps.where[:, 0].tolist()
+        assert {lane for lane in range(64) if batch.mask[lane, 0, j] > 0} <= {*lanes}  # what is there has a sample,
+        for lane, x in zip(lanes, steps.x.numpy()):
+            (t, tick), own = drawn[lane], drawn[lane][0].steps[name]
+            assert np.array_equal(x, own.x[t.newest[tick, j] - 1])  # which is the newest
+    resumed = Singles(tables, lanes=64, seed=1)
+    resumed.load_state_dict(singles.state_dict())
+    assert torch.equal(resumed.next().labels["by_sound"], singles.next().labels["by_sound"])
 
 
 def test_a_round_may_have_lanes_and_ticks_of_its_own():
@@ -291,6 +300,12 @@ def test_a_mirrored_lesson_is_that_of_the_mirrored_room(monkeypatch):
     for name in ("camera", "scan", "imu", "audio"):
         mean, as_made, as_it_was = (np.float32(t.steps[name].x[:30]).mean(0) for t in (expected, got, lesson))
         assert np.abs(as_made - mean).max() < 0.5 * np.abs(as_it_was - mean).max(), name
+
+
+def test_in_a_mirror_acceleration_to_the_side_and_turns_but_those_of_pitch_change_their_sign():
+    lesson = drive.demonstrate(read_recipe(RECIPES / "drive.yaml"), 0, Round(0), student=None)
+    lesson.steps["imu"].x[0] = np.arange(1, 8)  # acceleration, turns about the same axes, measured
+    assert drive.mirrored(lesson).steps["imu"].x[0, 0].tolist() == [1, -2, 3, -4, 5, -6, 7]
 
 
 def test_searching_the_expert_turns_to_the_left_in_a_mirror_too():

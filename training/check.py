@@ -170,7 +170,7 @@ def _copies(recordings: Sequence[Recording], label: Label) -> Iterator[Finding]:
     for recording in recordings:
         other = first.setdefault(identity(recording, label), recording.path)
         if other != recording.path:
-            what = f"the commands of {other}, at the same times: a copy counts twice, and cannot validate its like"
+            what = f"the same commands at the same times as {other}: a copy counts twice, and is no judge of the other"
             yield Finding(recording.path, 0.0, label.topic, what)
 
 

@@ -119,7 +119,7 @@ def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
         raise ValueError(f"{path}: rounds: expected at least one")
     for i, round_ in enumerate(recipe.rounds):
         if min(round_.steps, round_.episodes, round_.lanes, round_.ticks) < 0:
-            raise ValueError(f"{path}: rounds.{i}: expected no number below 0, got {round_}")
+            raise ValueError(f"{path}: rounds.{i}: expected no steps, episodes, lanes and ticks below 0, got {round_}")
     return recipe
 
 

@@ -193,7 +193,8 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"task: no task {recipe.task!r}{hint(recipe.task, TASKS)}")
     for index in range(len(recipe.rounds)):
         if (lanes := recipe.of_round(index).train.lanes) % processes:
-            raise ValueError(f"round {index}: expected lanes, a multiple of {processes} processes, got {lanes}")
+            key = f"rounds.{index}.lanes" if recipe.rounds[index].lanes else "train.lanes"
+            raise ValueError(f"{key}: expected a multiple of {processes} processes, got {lanes}")
     task = TASKS[recipe.task]
     check_keys(config.weights, getattr(task, "TERMS", ()), "train.weights")
     model = task.build_model(recipe)
