@@ -26,10 +26,10 @@ def test_json_is_the_last_line(toy, capsys):
     assert run(toy, "--ticks", "20", "--engine", "cpu", "--json") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result["preprocess_us"]) == {"image_640x480", "imu", "text"}
-    for name in ("tick_ms", "engine_ms"):
+    for name in ("tick_ms", "engine_ms", "session_run_ms"):
         assert 0 < result[name]["p50"] <= result[name]["p99"]
     assert result["engine_ms"]["p50"] < result["tick_ms"]["p50"]
-    assert result["overhead"] > 1
+    assert result["overhead"] > 1 and result["overhead_vs_session_run"] > 0
     assert "CPUExecutionProvider" in result["engine"]
 
 
@@ -37,7 +37,7 @@ def test_the_table_names_bundle_and_engine(toy, capsys):
     assert run(toy, "--ticks", "5", "--engine", "cpu") == 0
     first, *rows = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{toy} on onnxruntime")
-    assert [row.split()[0] for row in rows[:3]] == ["tick_ms", "engine_ms", "overhead"]
+    assert [row.split()[0] for row in rows[:4]] == ["tick_ms", "engine_ms", "session_run_ms", "overhead"]
 
 
 def test_timing_leaves_preprocessing_as_it_was(toy):

@@ -1,7 +1,9 @@
 """`mm-edge bench [BUNDLE]`: what a tick costs on this machine, and how much of that is not the engine.
 
 Every tick finds new data of every stream, so all parts run. What is not the engine and not preprocessing is measured on
-ticks that find their inputs prepared, in turn with the engine alone, so that both meet the same machine.
+ticks that find their inputs prepared, in turn with the engine alone, so that both meet the same machine. The engine
+alone is its parts one after the other with all buffers bound, the least it can cost; beside it, where that is ONNX
+Runtime on a CPU, `InferenceSession.run`, as one would call it without a runtime.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from mm_edge.align import Aligner
 from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.cli import at_least
 from mm_edge.errors import EdgeError
+from mm_edge.onnx_file import read_signature
 from mm_edge.pipeline import Pipeline
 from mm_edge.preprocess import AUDIO_HOP_S, LogMel, prepare
 from mm_edge.types import NS, Audio, Sample, Scan, StreamSpec
@@ -50,9 +53,12 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result))
         return 0
     print(f"{bundle.path} on {result['engine']}")
-    for name in ("tick_ms", "engine_ms"):
-        print(f"{name:<24}{result[name]['p50']:8.3f} p50 {result[name]['p99']:8.3f} p99")
+    for name in ("tick_ms", "engine_ms", "session_run_ms"):
+        if name in result:
+            print(f"{name:<24}{result[name]['p50']:8.3f} p50 {result[name]['p99']:8.3f} p99")
     print(f"{'overhead':<24}{result['overhead']:8.2f} x, {result['overhead_us']:.0f} us: a tick without preprocessing")
+    if "overhead_vs_session_run" in result:
+        print(f"{'  beside session.run':<24}{result['overhead_vs_session_run']:8.2f} x")
     for name, cost in result["preprocess_us"].items():
         print(f"{name + ' (us)':<24}{cost:8.1f}")
     return 0
@@ -60,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(pipeline: Pipeline, ticks: int) -> dict[str, Any]:
     """Times of `ticks` whole ticks; of as many without preprocessing (align, all parts, safety, output), in turn with
-    the engine alone on the same inputs; and of preprocessing. `overhead` compares the medians of the middle two."""
+    the engine alone on the same inputs, and again with `session_runs`; and of preprocessing. `overhead` compares the
+    medians of those without preprocessing and of the engine."""
     sensors = [samples(spec, pipeline.bundle) for spec in pipeline.specs.values()]
     parts = pipeline.model.parts.values()
     period_ns, now_ns = round(pipeline.bundle.tick.period_ms * 1e6), NS
@@ -84,25 +91,56 @@ def measure(pipeline: Pipeline, ticks: int) -> dict[str, Any]:
             part.graph.run()  # without keep: the state stays as it is
         return time.perf_counter_ns() - started
 
-    whole_ns, own_ns, engine_ns = list[int](), list[int](), list[int]()
+    whole_ns = list[int]()
     for _ in range(WARM_UP_TICKS + ticks):
         push()
         whole_ns.append(tick())
     prepared = {part.spec.stream: part.graph.inputs["x"][0].copy() for part in parts if part.spec.stream}
-    with mock.patch.object(preprocess, "prepare", lambda spec, *_: prepared.get(spec.name)):
-        for i in range(ticks):
-            push()
-            for times, timed in ((own_ns, tick), (engine_ns, engine))[:: 1 if i % 2 else -1]:  # who is second is warmer
-                times.append(timed())
-    own_us, engine_us = float(np.median(own_ns)) / 1e3, float(np.median(engine_ns)) / 1e3
-    return {
+
+    def in_turn(alone: Callable[[], int]) -> tuple[list[int], list[int]]:
+        own_ns, alone_ns = list[int](), list[int]()
+        with mock.patch.object(preprocess, "prepare", lambda spec, *_: prepared.get(spec.name)):
+            for i in range(ticks):
+                push()
+                for times, timed in ((own_ns, tick), (alone_ns, alone))[:: 1 if i % 2 else -1]:  # the second is warmer
+                    times.append(timed())
+        return own_ns, alone_ns
+
+    own_ns, engine_ns = in_turn(engine)
+    result = {
         "tick_ms": _percentiles(whole_ns[WARM_UP_TICKS:]),
         "engine_ms": _percentiles(engine_ns),
         "preprocess_us": preprocess_us(pipeline.bundle),
-        "overhead": round(own_us / engine_us, 3),
-        "overhead_us": round(own_us - engine_us, 1),
+        "overhead": _ratio(own_ns, engine_ns),
+        "overhead_us": round(float(np.median(own_ns) - np.median(engine_ns)) / 1e3, 1),
         "engine": pipeline.engine,
     }
+    if pipeline.engine.endswith("CPUExecutionProvider"):
+        own_ns, run_ns = in_turn(session_runs(pipeline))
+        result |= {"session_run_ms": _percentiles(run_ns), "overhead_vs_session_run": _ratio(own_ns, run_ns)}
+    return result
+
+
+def session_runs(pipeline: Pipeline) -> Callable[[], int]:
+    """All parts by ONNX Runtime's `InferenceSession.run` on the inputs of the last tick; how many ns they took."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    runs = []
+    for part in pipeline.model.parts.values():
+        onnx = pipeline.bundle.contents[part.spec.file]
+        zeros = {name: np.zeros(info.shape, info.dtype) for name, info in read_signature(onnx).inputs.items()}
+        session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+        runs.append((session, zeros | part.graph.inputs))
+
+    def timed() -> int:
+        started = time.perf_counter_ns()
+        for session, feeds in runs:
+            session.run(None, feeds)
+        return time.perf_counter_ns() - started
+
+    return timed
 
 
 def preprocess_us(bundle: Bundle, repeat: int = 200) -> dict[str, float]:
@@ -164,6 +202,11 @@ def _data(spec: StreamSpec, bundle: Bundle, random: np.random.Generator) -> Any:
         return bundle.vocabulary.words[0]
     shape = {"points": (10_000, 3), "imu": (6,)}.get(spec.kind, spec.shape)
     return random.normal(size=shape).astype(np.float32)
+
+
+def _ratio(times_ns: Sequence[int], to_ns: Sequence[int]) -> float:
+    """Of the medians."""
+    return round(float(np.median(times_ns) / np.median(to_ns)), 3)
 
 
 def _percentiles(times_ns: Sequence[int]) -> dict[str, float]:
