@@ -105,10 +105,18 @@ def test_the_report_of_a_folder(tmp_path, capsys):
     arguments += ["rounds=[{steps: 1}]", "train.lanes=2", "data.held_out=[cellar]"]
     assert compare.main(arguments) == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    for words in ("GRU + dt", "30 % lost", "spike rate of scan", "data:image/png", "What was known last"):
+    for words in (
+        "GRU + dt",
+        "30 % lost",
+        "spike rate of scan",
+        "data:image/png",
+        "What was known last",
+        str(tmp_path),
+    ):
         assert words in page
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["GRU"][0]["rates"] == {} and 0 < results["liquid-spike"][0]["rates"]["scan"] < 1
+    assert f"{results['GRU'][0]['windows']} windows of 6 ticks" in page and results["GRU"][0]["held_mib"] > 0
     assert compare.main([*arguments, "train.lanes=4"]) == 2
     assert "not the same in train.lanes; remove" in capsys.readouterr().err
     # What is trained already is only read.

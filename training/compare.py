@@ -125,7 +125,7 @@ def compare(
                 weights = train(mine, folder, workers=1)
                 file.write_text(json.dumps(trial(mine, weights)))
             found = json.loads(file.read_text())
-            if "steps" not in found:
+            if "windows" not in found:
                 raise ValueError(f"{file}: of an earlier version, whose scores need not be the same: remove {folder}")
             results.setdefault(name, []).append(found)
     return results
@@ -192,8 +192,8 @@ def parameters(model: MultiModalFusionNetwork) -> int:
 
 def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
     """What a trained model does: "scores" of each condition, each subset of senses present, each measure; "loop", what
-    comes of it in closed loop; its "parameters", "tick_ms", "train_ms" a step, "rates" of spikes, and "weights" of the
-    fusion."""
+    comes of it in closed loop; its "parameters", "tick_ms", "train_ms" a step and the "held_mib" of one, "rates" of
+    spikes, and "weights" of the fusion; in how many "windows" it was examined."""
     task = TASKS[recipe.task]
     model = task.build_model(recipe)
     model.load_state_dict(load_file(weights))
@@ -207,7 +207,7 @@ def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
             said, labels, seen = _examine(model, batches, present)
             scores.setdefault(condition, {})["+".join(present)] = task.score(said, labels)
             if condition == ALL_WELL and len(present) == len(model.names):
-                shown = seen
+                shown = {**seen, "windows": len(said)}
                 refer = task.score(task.reference(labels), labels) if hasattr(task, "reference") else None
     spent = json.loads((weights.parent / "cpu_minutes.json").read_text())
     minutes = sum(m for stage, m in spent.items() if stage.endswith("train"))
@@ -220,6 +220,7 @@ def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
         "tick_ms": _tick_ms(recipe, model),
         "steps": steps,
         "train_ms": round(minutes * 60e3 / max(1, steps), 2),
+        "held_mib": _held_mib(model, batches[0]),
         **shown,
     }
 
@@ -269,6 +270,20 @@ def _tick_ms(recipe: Recipe, model: MultiModalFusionNetwork) -> float:
         times.append(time.thread_time() - started)
     torch.set_num_threads(threads)
     return round(float(np.median(times)) * 1e3, 3)
+
+
+def _held_mib(model: MultiModalFusionNetwork, batch: Batch) -> float:
+    """What one window keeps in memory for its gradient, weights left out."""
+    held, weights = dict[int, int](), {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        result = model.scan(batch, model.zero_state(len(batch.start)))  # held by its outputs
+    assert result[0].output.requires_grad
+    return round(sum(size for at, size in held.items() if at not in weights) / len(batch.start) / 2**20, 3)
 
 
 def every_third(events: list[Event]) -> list[Event]:
@@ -360,9 +375,12 @@ def report(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> str:
     """One page of HTML with its plots in it."""
     steps = sorted({trial["steps"] for trials in results.values() for trial in trials})
     made = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
+    source = f", of {recipe.data['folder']}" if recipe.data.get("folder") else ""
     parts = [
         f"<h1>{recipe.task}: {SHIPPED} and what could be instead</h1>",
         f"<p>{len(results[SHIPPED])} seeds, {made} steps each; +- is a 95 % confidence interval over the seeds. "
+        f"Examined in {results[SHIPPED][0]['windows']} windows of {recipe.train.ticks} ticks that none learned by"
+        f"{html.escape(source)}. "
         "All but the senses alone have as many parameters as the shipped model. "
         f"Fusion: {recipe.raw['model']['fusion_strategy']}, unless another is named.</p><h2>In words</h2>",
         "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in verdicts(recipe, results)) + "</ul>",
@@ -416,11 +434,14 @@ def _sizes(results: dict[str, list[dict[str, Any]]]) -> str:
         "weights (MB)",
         "a tick, all senses new, torch on one thread (ms)",
         "a training step (CPU ms)",
+        "held for the gradient of a window (MiB)",
     ]
     rows = []
     for name, trials in results.items():
-        count, tick_ms, train_ms = (np.mean([t[key] for t in trials]) for key in ("parameters", "tick_ms", "train_ms"))
-        rows.append([name, f"{count:,.0f}", f"{count * 4e-6:.2f}", f"{tick_ms:.3f}", f"{train_ms:.1f}"])
+        keys = ("parameters", "tick_ms", "train_ms", "held_mib")
+        count, tick_ms, train_ms, held_mib = (np.mean([t[key] for t in trials]) for key in keys)
+        sizes = (f"{count:,.0f}", f"{count * 4e-6:.2f}", f"{tick_ms:.3f}", f"{train_ms:.1f}", f"{held_mib:.2f}")
+        rows.append([name, *sizes])
     return _table(heads, rows)
 
 
