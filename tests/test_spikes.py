@@ -45,8 +45,8 @@ def encoder() -> SpikeEncoder:
     return SpikeEncoder(64, 16, steps=8, compiled=False)
 
 
-# What is kept for the gradient of floats is in half precision.
-@pytest.mark.parametrize(("dtype", "rounding"), [(torch.double, 1e-14), (torch.float, 1e-3)])
+# What is kept for the gradient of floats is a byte each.
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.double, 1e-14), (torch.float, 3e-3)])
 def test_rates_are_those_of_the_loop_to_the_bit_and_gradients_to_rounding(encoder, monkeypatch, dtype, rounding):
     monkeypatch.setitem(spikes.CHUNK, "cpu", 7)  # with a last chunk that is shorter
     encoder.to(dtype)
@@ -59,23 +59,34 @@ def test_rates_are_those_of_the_loop_to_the_bit_and_gradients_to_rounding(encode
         assert (grad - wanted).norm() < rounding * wanted.norm()
 
 
-def test_the_gradient_of_neurons_far_below_their_threshold_is_as_precise(encoder):
+def test_neurons_far_below_their_threshold_get_a_gradient_nearly_as_precise(encoder):
     with torch.no_grad():
-        encoder.fc2.bias.fill_(-15.0)  # a surrogate gradient of 1.5e-7 at the end: a bit or two in half precision
+        encoder.fc2.bias.fill_(-15.0)  # a surrogate gradient of 1.5e-7 at the end
     x, inputs = 2 * torch.randn(40, 64), list(encoder.parameters())
     wanted = torch.autograd.grad(step_by_step(encoder, x).sum(), inputs)
     for grad, want in zip(torch.autograd.grad(encoder(x).sum(), inputs), wanted, strict=True):
-        assert (grad - want).norm() < 1e-3 * want.norm()
+        assert (grad - want).norm() < 1e-2 * want.norm()
 
 
 def test_nothing_is_kept_for_a_gradient_that_nobody_wants(encoder, monkeypatch):
-    kept, scan = [], spikes.mean_spikes_and_roots
-    monkeypatch.setattr(spikes, "mean_spikes_and_roots", lambda *args: kept.append(scan(*args)) or kept[-1])
+    kept, scan = [], spikes.mean_spikes_and_gains
+    monkeypatch.setattr(spikes, "mean_spikes_and_gains", lambda *args: kept.append(scan(*args)) or kept[-1])
     x = 2 * torch.randn(40, 64)
     with torch.no_grad():
         rate = encoder(x)
     assert not kept and torch.equal(encoder(x), rate)
-    assert [roots.dtype for _, roots in kept] == [torch.half, torch.half]
+    assert [(gains.dtype, gains.shape) for _, gains, _ in kept] == [(torch.uint8, (8, n, 16)) for n in (32, 8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float, torch.bfloat16])
+def test_what_is_kept_is_the_gradient_of_the_mean_by_each_current(encoder, dtype):
+    lif = encoder.beta, encoder.threshold, encoder.steps, encoder.slope
+    currents = (2 * torch.randn(8, 40, 16)).to(dtype)
+    rate, gains, level = spikes.mean_spikes_and_gains(currents, *lif)
+    assert torch.equal(rate, spikes.mean_spikes(currents, *lif[:3])) and (gains.amax(0) == 255).all()
+    if dtype == torch.float:
+        _, exact, by_step = spikes.mean_spikes_and_gains(currents.double(), *lif)
+        assert ((gains * level - exact * by_step).abs() <= 0.501 * level).all()
 
 
 def test_compiled_scans_differ_in_at_most_one_rate_of_ten_thousand(encoder):
@@ -88,7 +99,7 @@ def test_compiled_scans_differ_in_at_most_one_rate_of_ten_thousand(encoder):
     rate = encoder(x)
     assert (rate != plain).float().mean() <= 1e-4
     for grad, want in zip(torch.autograd.grad(rate.square().sum(), inputs), wanted, strict=True):
-        assert (grad - want).norm() < 1e-3 * want.norm()
+        assert (grad - want).norm() < 3e-3 * want.norm()
 
 
 def test_chunks_of_any_size_are_compiled_as_one_and_give_the_same_to_the_bit(encoder, monkeypatch):
@@ -123,7 +134,7 @@ def test_rates_and_gradients_are_those_of_snntorch(encoder):
     assert torch.equal(rate, want)
     wanted = torch.autograd.grad(want.square().sum(), inputs)
     for grad, want in zip(torch.autograd.grad(rate.square().sum(), inputs), wanted, strict=True):
-        assert (grad - want).norm() < 1e-3 * want.norm()
+        assert (grad - want).norm() < 3e-3 * want.norm()
 
 
 def test_a_current_below_the_threshold_never_fires_and_one_far_above_fires_at_each_step(encoder):

@@ -8,10 +8,11 @@ detached, surrogate gradient 1 / (slope |v - threshold| + 1)^2), but
 - the first current is constant, so its product is made once and not `steps` times;
 - all steps of the second layer's currents are one product;
 - a layer's steps are one scan, which torch.compile makes one loop on a CPU and one kernel on a GPU;
-- for the gradient the first current is kept and, in half precision, the roots of the second layer's surrogate
-  gradients, which moves a gradient by some 2e-4 of its norm; no product is made twice. The first layer's spikes and
-  membranes are computed anew, chunk by chunk, so that what is at work fits the cache. The reset being detached, the
-  gradient is a linear scan backwards.
+- for the gradient the first current is kept and, a byte each, what the second layer's currents count for in the mean,
+  which is known as soon as they are; that moves a gradient by some 1e-3 of its norm (another order of sums, which flips
+  a spike here and there, by 1e-2). No product is made twice. The first layer's spikes and membranes are computed anew,
+  chunk by chunk, so that what is at work fits the cache. The resets being detached, the gradient is a linear scan
+  backwards.
 """
 
 from __future__ import annotations
@@ -68,30 +69,33 @@ class _SpikeRate(torch.autograd.Function):
         learns: bool,
     ):  # fmt: skip
         current = F.linear(x, w1, b1)
-        rate, roots = x.new_empty(len(x), len(w2)), []
+        rate, gains, levels = x.new_empty(len(x), len(w2)), [], []
         for part in _chunks(x):
             second = F.linear(_fused(held_spikes, compiled)(current[part], *lif), w2, b2)
             if learns and any(ctx.needs_input_grad):
-                rate[part], kept = _fused(mean_spikes_and_roots, compiled)(second, *lif, slope)
-                roots.append(kept)
+                rate[part], gain, level = _fused(mean_spikes_and_gains, compiled)(second, *lif, slope)
+                gains.append(gain)
+                levels.append(level)
             else:
                 rate[part] = _fused(mean_spikes, compiled)(second, *lif)
-        ctx.save_for_backward(x, w1, w2, current, *roots)
+        ctx.save_for_backward(x, w1, w2, current, *gains, *levels)
         ctx.lif, ctx.slope, ctx.compiled = lif, slope, compiled
         return rate
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        x, w1, w2, current, *roots = ctx.saved_tensors
+        x, w1, w2, current, *kept = ctx.saved_tensors
+        gains, levels = kept[: len(kept) // 2], kept[len(kept) // 2 :]
         d_w2, d_b2, d_current = torch.zeros_like(w2), w2.new_zeros(len(w2)), torch.empty_like(current)
-        for part, kept in zip(_chunks(x), roots, strict=True):
-            d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), kept, *ctx.lif)
+        for part, gain, level in zip(_chunks(x), gains, levels, strict=True):
+            d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), gain, level)
             flat, spikes = d_second.flatten(0, 1), _fused(held_spikes, ctx.compiled)(current[part], *ctx.lif)
             d_w2.addmm_(flat.T, spikes.flatten(0, 1))
             d_b2 += flat.sum(0)
             del spikes  # before as much is needed again
             d_spikes = d_second @ w2
             d_current[part] = _fused(held_spikes_grad, ctx.compiled)(d_spikes, current[part], *ctx.lif, ctx.slope)
+            del flat, d_second, d_spikes
         d_x = d_current @ w1 if ctx.needs_input_grad[0] else None
         return d_x, d_current.T @ x, d_current.sum(0), d_w2, d_b2, None, None, None, None
 
@@ -117,20 +121,29 @@ def mean_spikes(currents: Tensor, beta: float, threshold: float, steps: int) -> 
     return total / steps
 
 
-def mean_spikes_and_roots(
+def mean_spikes_and_gains(
     currents: Tensor, beta: float, threshold: float, steps: int, slope: float
-) -> tuple[Tensor, Tensor]:
-    """The same, and the root of each spike's surrogate gradient (steps, N, units), of floats in half precision: far
-    from the threshold, of the gradient itself a bit or two would be left."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the gradient of that mean by each current: gains (steps, N, units), in levels of a 255th of each
+    neuron's greatest, and what a level is worth (N, units). Doubles stay as they are."""
     v = spikes = total = torch.zeros_like(currents[0])
-    roots = []
+    surrogates = []
     for k in range(steps):
         v = beta * v + currents[k] - spikes * threshold
         spikes = (v > threshold).to(currents.dtype)
         total = total + spikes
-        roots.append(1.0 / (slope * (v - threshold).abs() + 1.0))
-    kept = torch.stack(roots)
-    return total / steps, kept.half() if kept.dtype == torch.float32 else kept
+        surrogates.append((slope * (v - threshold).abs() + 1.0) ** -2)
+    gain = peak = torch.zeros_like(total)
+    gains = []
+    for surrogate in surrogates[::-1]:  # a current acts on its own step and, leaking, on those after it
+        gain = gain * beta + surrogate
+        peak = torch.maximum(peak, gain)
+        gains.append(gain)
+    kept = torch.stack(gains[::-1])
+    if kept.dtype == torch.double:
+        return total / steps, kept, torch.full_like(peak, 1 / steps)
+    levels = kept.float() * (255 / peak.float()) + 0.5  # in half precision 255.5 is 256, which is no byte
+    return total / steps, levels.to(torch.uint8), peak / (255 * steps)
 
 
 def held_spikes_grad(grad: Tensor, current: Tensor, beta: float, threshold: float, steps: int, slope: float) -> Tensor:
@@ -148,13 +161,9 @@ def held_spikes_grad(grad: Tensor, current: Tensor, beta: float, threshold: floa
     return total
 
 
-def mean_spikes_grad(grad: Tensor, roots: Tensor, beta: float, threshold: float, steps: int) -> Tensor:
+def mean_spikes_grad(grad: Tensor, gains: Tensor, level: Tensor) -> Tensor:
     """Gradient by the mean (N, units) -> by each current (steps, N, units)."""
-    each, d_v, out = grad / steps, torch.zeros_like(grad), []
-    for k in range(steps - 1, -1, -1):
-        d_v = d_v * beta + each * roots[k].to(grad.dtype) ** 2
-        out.append(d_v)
-    return torch.stack(out[::-1])
+    return gains.to(grad.dtype) * (grad * level)
 
 
 @cache
