@@ -120,7 +120,9 @@ def main(argv: list[str] | None = None) -> int:
             scores: dict[str, Any] = {"worlds": args.worlds, "seed": args.seed, "masks": {}}
             for dead in [*subsets(SENSORS[:-1]), ("text",)]:  # without a command there is nothing to compare
                 name = "+".join(dead) or "none"
-                scores["masks"][name] = evaluate(args.bundle, args.worlds, args.seed, frozenset(dead), (), args.workers)
+                row = evaluate(args.bundle, args.worlds, args.seed, frozenset(dead), (), args.workers)
+                scores["masks"][name] = row
+                _say_row(f"dead: {name:23}", row)
         elif args.all_faults:
             scores = {"worlds": args.worlds, "seed": args.seed, "faults": {}}
             for fault in all_faults():
@@ -131,19 +133,21 @@ def main(argv: list[str] | None = None) -> int:
         else:
             bundle = None if args.expert else args.bundle
             scores = evaluate(bundle, args.worlds, args.seed, frozenset(args.without), faults, args.workers)
+            _say_row("expert:" if args.expert else f"dead: {'+'.join(args.without) or 'none':23}", scores, faults)
     except EdgeError as error:
         print(error, file=sys.stderr)
         return 1
-    one = {} if args.all_faults else {"expert" if args.expert else "+".join(args.without) or "none": scores}
-    for name, row in scores.get("masks", one).items():
-        print(f"dead: {name:23} {_line(row)}" if not args.expert else f"expert: {_line(row)}")
-        if args.faults:
-            print(_fault_line(" ".join(map(str, args.faults)), row))
-        for text in row["false_alarm_texts"]:
-            print(f"false alarm: {text}")
     if args.json:
         print(json.dumps(scores))
     return 0
+
+
+def _say_row(what: str, row: dict[str, Any], faults: tuple[Fault, ...] = ()) -> None:
+    print(f"{what} {_line(row)}", flush=True)
+    if faults:
+        print(_fault_line(" ".join(map(str, faults)), row))
+    for text in row["false_alarm_texts"]:
+        print(f"false alarm: {text}")
 
 
 def _on_data(args: argparse.Namespace) -> int:
