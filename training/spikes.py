@@ -8,11 +8,11 @@ detached, surrogate gradient 1 / (slope |v - threshold| + 1)^2), but
 - the first current is constant, so its product is made once and not `steps` times;
 - all steps of the second layer's currents are one product;
 - a layer's steps are one scan, which torch.compile makes one loop on a CPU and one kernel on a GPU;
-- for the gradient the first current is kept and, a byte each, what the second layer's currents count for in the mean,
-  which is known as soon as they are; that moves a gradient by some 1e-3 of its norm (another order of sums, which flips
-  a spike here and there, by 1e-2). No product is made twice. The first layer's spikes and membranes are computed anew,
-  chunk by chunk, so that what is at work fits the cache. The resets being detached, the gradient is a linear scan
-  backwards.
+- for the gradient the first current is kept and, a byte each, the gradient of the mean rate by each of the second
+  layer's currents: it depends on nothing that comes later. At the sizes of `tests.benchmarks.cells` that moves a
+  gradient by 1e-3 of its norm, where all neurons are far below their threshold by up to 4e-3. No product is made
+  twice. The first layer's spikes and membranes are computed anew, chunk by chunk, so that what is at work fits the
+  cache. The resets being detached, the gradient is a linear scan backwards.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK = {"cpu": 32, "cuda": 4096}  # samples
@@ -57,9 +58,11 @@ def spike_rate(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, steps: int, beta: float = 0.95, threshold: float = 1.0,
     slope: float = 25.0, compiled: bool = True,
 ) -> Tensor:  # fmt: skip
-    """x (N, inputs), w1 (hidden, inputs), w2 (units, hidden) -> (N, units)."""
+    """x (N, inputs), w1 (hidden, inputs), w2 (units, hidden) -> (N, units). In the precision of the weights: what
+    autocast would have instead flips spikes."""
     learns = torch.is_grad_enabled()  # inside a Function it never is
-    return _SpikeRate.apply(x, w1, b1, w2, b2, (beta, threshold, steps), slope, compiled, learns)
+    with torch.autocast(x.device.type, enabled=False):
+        return _SpikeRate.apply(x.to(w1.dtype), w1, b1, w2, b2, (beta, threshold, steps), slope, compiled, learns)
 
 
 class _SpikeRate(torch.autograd.Function):
@@ -69,33 +72,32 @@ class _SpikeRate(torch.autograd.Function):
         learns: bool,
     ):  # fmt: skip
         current = F.linear(x, w1, b1)
-        rate, gains, levels = x.new_empty(len(x), len(w2)), [], []
+        rate, kept = x.new_empty(len(x), len(w2)), []
         for part in _chunks(x):
             second = F.linear(_fused(held_spikes, compiled)(current[part], *lif), w2, b2)
             if learns and any(ctx.needs_input_grad):
-                rate[part], gain, level = _fused(mean_spikes_and_gains, compiled)(second, *lif, slope)
-                gains.append(gain)
-                levels.append(level)
+                rate[part], roots, greatest = _fused(mean_spikes_and_gains, compiled)(second, *lif, slope)
+                kept += [roots, greatest]
             else:
                 rate[part] = _fused(mean_spikes, compiled)(second, *lif)
-        ctx.save_for_backward(x, w1, w2, current, *gains, *levels)
+        ctx.save_for_backward(x, w1, w2, current, *kept)
         ctx.lif, ctx.slope, ctx.compiled = lif, slope, compiled
         return rate
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor):
         x, w1, w2, current, *kept = ctx.saved_tensors
-        gains, levels = kept[: len(kept) // 2], kept[len(kept) // 2 :]
         d_w2, d_b2, d_current = torch.zeros_like(w2), w2.new_zeros(len(w2)), torch.empty_like(current)
-        for part, gain, level in zip(_chunks(x), gains, levels, strict=True):
-            d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), gain, level)
+        for part, roots, greatest in zip(_chunks(x), kept[::2], kept[1::2], strict=True):
+            d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), roots, greatest)
             flat, spikes = d_second.flatten(0, 1), _fused(held_spikes, ctx.compiled)(current[part], *ctx.lif)
             d_w2.addmm_(flat.T, spikes.flatten(0, 1))
             d_b2 += flat.sum(0)
             del spikes  # before as much is needed again
             d_spikes = d_second @ w2
             d_current[part] = _fused(held_spikes_grad, ctx.compiled)(d_spikes, current[part], *ctx.lif, ctx.slope)
-            del flat, d_second, d_spikes
+            del flat, d_second, d_spikes  # before the next chunk's lie beside them
         d_x = d_current @ w1 if ctx.needs_input_grad[0] else None
         return d_x, d_current.T @ x, d_current.sum(0), d_w2, d_b2, None, None, None, None
 
@@ -124,26 +126,24 @@ def mean_spikes(currents: Tensor, beta: float, threshold: float, steps: int) -> 
 def mean_spikes_and_gains(
     currents: Tensor, beta: float, threshold: float, steps: int, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, and the gradient of that mean by each current: gains (steps, N, units), in levels of a 255th of each
-    neuron's greatest, and what a level is worth (N, units). Doubles stay as they are."""
+    """The same, and the gradient of that mean by each current, as `mean_spikes_grad` wants it: the root of its share of
+    each neuron's greatest, in 255ths (steps, N, units), and the greatest (N, units). Doubles stay as they are."""
+    wide = torch.promote_types(currents.dtype, torch.float32)
     v = spikes = total = torch.zeros_like(currents[0])
     surrogates = []
     for k in range(steps):
         v = beta * v + currents[k] - spikes * threshold
         spikes = (v > threshold).to(currents.dtype)
         total = total + spikes
-        surrogates.append((slope * (v - threshold).abs() + 1.0) ** -2)
-    gain = peak = torch.zeros_like(total)
+        surrogates.append(_surrogate(v.to(wide), threshold, slope))
+    gain = greatest = torch.zeros_like(total, dtype=wide)
     gains = []
     for surrogate in surrogates[::-1]:  # a current acts on its own step and, leaking, on those after it
-        gain = gain * beta + surrogate
-        peak = torch.maximum(peak, gain)
+        gain = gain * beta + surrogate / steps
+        greatest = torch.maximum(greatest, gain)
         gains.append(gain)
-    kept = torch.stack(gains[::-1])
-    if kept.dtype == torch.double:
-        return total / steps, kept, torch.full_like(peak, 1 / steps)
-    levels = kept.float() * (255 / peak.float()) + 0.5  # in half precision 255.5 is 256, which is no byte
-    return total / steps, levels.to(torch.uint8), peak / (255 * steps)
+    kept = (torch.stack(gains[::-1]) / greatest).sqrt()
+    return total / steps, kept if wide == torch.double else (kept * 255 + 0.5).to(torch.uint8), greatest
 
 
 def held_spikes_grad(grad: Tensor, current: Tensor, beta: float, threshold: float, steps: int, slope: float) -> Tensor:
@@ -156,14 +156,19 @@ def held_spikes_grad(grad: Tensor, current: Tensor, beta: float, threshold: floa
         membranes.append(v)
     d_v = total = torch.zeros_like(current)
     for k in range(steps - 1, -1, -1):
-        d_v = d_v * beta + grad[k] / (slope * (membranes[k] - threshold).abs() + 1.0) ** 2
+        d_v = d_v * beta + grad[k] * _surrogate(membranes[k], threshold, slope)
         total = total + d_v
     return total
 
 
-def mean_spikes_grad(grad: Tensor, gains: Tensor, level: Tensor) -> Tensor:
+def mean_spikes_grad(grad: Tensor, roots: Tensor, greatest: Tensor) -> Tensor:
     """Gradient by the mean (N, units) -> by each current (steps, N, units)."""
-    return gains.to(grad.dtype) * (grad * level)
+    shares = roots if roots.dtype == torch.double else roots / 255.0
+    return (shares**2 * (grad * greatest)).to(grad.dtype)
+
+
+def _surrogate(v: Tensor, threshold: float, slope: float) -> Tensor:
+    return (slope * (v - threshold).abs() + 1.0) ** -2
 
 
 @cache
