@@ -1,6 +1,9 @@
 """What a model is compared with is as large as it is, trained alike, and may win."""
 
+import gc
 import json
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,13 +119,29 @@ def test_the_report_of_a_folder(tmp_path, capsys):
         assert words in page
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["GRU"][0]["rates"] == {} and 0 < results["liquid-spike"][0]["rates"]["scan"] < 1
-    assert f"{results['GRU'][0]['windows']} windows of 6 ticks" in page and results["GRU"][0]["held_mib"] > 0
+    assert f"{results['GRU'][0]['windows']} windows that none learned by, of ticks: 6" in page
     assert compare.main([*arguments, "train.lanes=4"]) == 2
     assert "not the same in train.lanes; remove" in capsys.readouterr().err
     # What is trained already is only read.
     (tmp_path / "out" / "GRU" / "1" / "trial.json").write_text(json.dumps({**results["GRU"][0], "parameters": 7}))
     assert compare.main(arguments) == 0
     assert json.loads((tmp_path / "out" / "results.json").read_text())["GRU"][0]["parameters"] == 7
+
+
+def test_what_a_window_holds_is_counted_once_and_let_go():
+    class Model(torch.nn.Linear):
+        def zero_state(self, lanes):
+            return None
+
+        def scan(self, batch, state):
+            return torch.tanh(self(batch.x)), state
+
+    model, batch = Model(100, 50), SimpleNamespace(start=torch.zeros(4), x=torch.randn(4, 100))
+    assert compare._held_mib(model, batch) == round((100 + 50) * 4 / 2**20, 3)
+    gone = weakref.ref(model.weight)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_some_variants_alone_are_compared_with_the_shipped_one(tmp_path, capsys):

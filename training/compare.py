@@ -192,7 +192,7 @@ def parameters(model: MultiModalFusionNetwork) -> int:
 
 def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
     """What a trained model does: "scores" of each condition, each subset of senses present, each measure; "loop", what
-    comes of it in closed loop; its "parameters", "tick_ms", "train_ms" a step and the "held_mib" of one, "rates" of
+    comes of it in closed loop; its "parameters", "tick_ms", "train_ms" a step, "held_mib" of a window, "rates" of
     spikes, and "weights" of the fusion; in how many "windows" it was examined."""
     task = TASKS[recipe.task]
     model = task.build_model(recipe)
@@ -207,7 +207,7 @@ def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
             said, labels, seen = _examine(model, batches, present)
             scores.setdefault(condition, {})["+".join(present)] = task.score(said, labels)
             if condition == ALL_WELL and len(present) == len(model.names):
-                shown = {**seen, "windows": len(said)}
+                shown = {**seen, "windows": len(said), "held_mib": _held_mib(model, batches[0])}
                 refer = task.score(task.reference(labels), labels) if hasattr(task, "reference") else None
     spent = json.loads((weights.parent / "cpu_minutes.json").read_text())
     minutes = sum(m for stage, m in spent.items() if stage.endswith("train"))
@@ -220,7 +220,6 @@ def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
         "tick_ms": _tick_ms(recipe, model),
         "steps": steps,
         "train_ms": round(minutes * 60e3 / max(1, steps), 2),
-        "held_mib": _held_mib(model, batches[0]),
         **shown,
     }
 
@@ -273,16 +272,17 @@ def _tick_ms(recipe: Recipe, model: MultiModalFusionNetwork) -> float:
 
 
 def _held_mib(model: MultiModalFusionNetwork, batch: Batch) -> float:
-    """What one window keeps in memory for its gradient, weights left out."""
+    """What a window keeps in memory for its gradient, as it is examined: without dropout and loss. Weights are left
+    out."""
     held, weights = dict[int, int](), {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
         held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
+        return x.detach()  # what made it would keep itself, and never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        result = model.scan(batch, model.zero_state(len(batch.start)))  # held by its outputs
-    assert result[0].output.requires_grad
+        outputs = model.scan(batch, model.zero_state(len(batch.start)))
+    del outputs  # until here it is all alive, and no memory is met twice
     return round(sum(size for at, size in held.items() if at not in weights) / len(batch.start) / 2**20, 3)
 
 
@@ -375,12 +375,11 @@ def report(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> str:
     """One page of HTML with its plots in it."""
     steps = sorted({trial["steps"] for trials in results.values() for trial in trials})
     made = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{steps[0]}"
-    source = f", of {recipe.data['folder']}" if recipe.data.get("folder") else ""
     parts = [
         f"<h1>{recipe.task}: {SHIPPED} and what could be instead</h1>",
         f"<p>{len(results[SHIPPED])} seeds, {made} steps each; +- is a 95 % confidence interval over the seeds. "
-        f"Examined in {results[SHIPPED][0]['windows']} windows of {recipe.train.ticks} ticks that none learned by"
-        f"{html.escape(source)}. "
+        f"Examined in {results[SHIPPED][0]['windows']} windows that none learned by, of ticks: {recipe.train.ticks}. "
+        f"Data: {html.escape(str(recipe.data.get('folder') or 'made as it goes'))}. "
         "All but the senses alone have as many parameters as the shipped model. "
         f"Fusion: {recipe.raw['model']['fusion_strategy']}, unless another is named.</p><h2>In words</h2>",
         "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in verdicts(recipe, results)) + "</ul>",
