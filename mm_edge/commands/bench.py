@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(pipeline: Pipeline, ticks: int) -> dict[str, Any]:
     """Times of `ticks` whole ticks; of as many without preprocessing (align, all parts, safety, output), in turn with
-    the engine alone on the same inputs, and again with `session_runs`; and of preprocessing. `overhead` compares the
-    medians of those without preprocessing and of the engine."""
+    the engine alone on the same inputs, and with `session_runs`; and of preprocessing. `overhead` is the median of
+    those without preprocessing over the engine's, `overhead_vs_session_run` over that of `session_runs`."""
     sensors = [samples(spec, pipeline.bundle) for spec in pipeline.specs.values()]
     parts = pipeline.model.parts.values()
     period_ns, now_ns = round(pipeline.bundle.tick.period_ms * 1e6), NS
@@ -80,49 +80,51 @@ def measure(pipeline: Pipeline, ticks: int) -> dict[str, Any]:
                 if not pipeline.push(sample):
                     raise EdgeError(f"the bench's own sample is refused: {pipeline.health(now_ns).streams}")
 
-    def tick() -> int:
+    def timed_ns(form: Callable[[], Any]) -> int:
         started = time.perf_counter_ns()
-        pipeline.tick(now_ns)
+        form()
         return time.perf_counter_ns() - started
 
-    def engine() -> int:
-        started = time.perf_counter_ns()
+    def tick() -> None:
+        pipeline.tick(now_ns)
+
+    def engine() -> None:
         for part in parts:
             part.graph.run()  # without keep: the state stays as it is
-        return time.perf_counter_ns() - started
 
     whole_ns = list[int]()
     for _ in range(WARM_UP_TICKS + ticks):
         push()
-        whole_ns.append(tick())
+        whole_ns.append(timed_ns(tick))
     prepared = {part.spec.stream: part.graph.inputs["x"][0].copy() for part in parts if part.spec.stream}
-
-    def in_turn(alone: Callable[[], int]) -> tuple[list[int], list[int]]:
-        own_ns, alone_ns = list[int](), list[int]()
-        with mock.patch.object(preprocess, "prepare", lambda spec, *_: prepared.get(spec.name)):
-            for i in range(ticks):
-                push()
-                for times, timed in ((own_ns, tick), (alone_ns, alone))[:: 1 if i % 2 else -1]:  # the second is warmer
-                    times.append(timed())
-        return own_ns, alone_ns
-
-    own_ns, engine_ns = in_turn(engine)
+    forms: list[tuple[str, Callable[[], Any]]] = [("own", tick), ("engine", engine)]
+    if pipeline.engine.endswith("CPUExecutionProvider"):
+        forms.append(("session_run", session_runs(pipeline)))
+    times_ns: dict[str, list[int]] = {name: [] for name, _ in forms}
+    with mock.patch.object(preprocess, "prepare", lambda spec, *_: prepared.get(spec.name)):
+        for _ in range(ticks):
+            push()
+            for name, form in forms:
+                times_ns[name].append(timed_ns(form))
+            forms.append(forms.pop(0))  # who is later is warmer
+    p50_us = {name: float(np.median(times)) / 1e3 for name, times in times_ns.items()}
     result = {
         "tick_ms": _percentiles(whole_ns[WARM_UP_TICKS:]),
-        "engine_ms": _percentiles(engine_ns),
+        "engine_ms": _percentiles(times_ns["engine"]),
         "preprocess_us": preprocess_us(pipeline.bundle),
-        "overhead": _ratio(own_ns, engine_ns),
-        "overhead_us": round(float(np.median(own_ns) - np.median(engine_ns)) / 1e3, 1),
+        "overhead": round(p50_us["own"] / p50_us["engine"], 3),
+        "overhead_us": round(p50_us["own"] - p50_us["engine"], 1),
         "engine": pipeline.engine,
     }
-    if pipeline.engine.endswith("CPUExecutionProvider"):
-        own_ns, run_ns = in_turn(session_runs(pipeline))
-        result |= {"session_run_ms": _percentiles(run_ns), "overhead_vs_session_run": _ratio(own_ns, run_ns)}
+    if "session_run" in times_ns:
+        result["session_run_ms"] = _percentiles(times_ns["session_run"])
+        result["overhead_vs_session_run"] = round(p50_us["own"] / p50_us["session_run"], 3)
     return result
 
 
-def session_runs(pipeline: Pipeline) -> Callable[[], int]:
-    """All parts by ONNX Runtime's `InferenceSession.run` on the inputs of the last tick; how many ns they took."""
+def session_runs(pipeline: Pipeline) -> Callable[[], list[list[np.ndarray]]]:
+    """All parts by `InferenceSession.run`, on what the engine's inputs hold when it is called, and a state of zero that
+    is not carried on."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -133,14 +135,7 @@ def session_runs(pipeline: Pipeline) -> Callable[[], int]:
         zeros = {name: np.zeros(info.shape, info.dtype) for name, info in read_signature(onnx).inputs.items()}
         session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         runs.append((session, zeros | part.graph.inputs))
-
-    def timed() -> int:
-        started = time.perf_counter_ns()
-        for session, feeds in runs:
-            session.run(None, feeds)
-        return time.perf_counter_ns() - started
-
-    return timed
+    return lambda: [session.run(None, feeds) for session, feeds in runs]
 
 
 def preprocess_us(bundle: Bundle, repeat: int = 200) -> dict[str, float]:
@@ -202,11 +197,6 @@ def _data(spec: StreamSpec, bundle: Bundle, random: np.random.Generator) -> Any:
         return bundle.vocabulary.words[0]
     shape = {"points": (10_000, 3), "imu": (6,)}.get(spec.kind, spec.shape)
     return random.normal(size=shape).astype(np.float32)
-
-
-def _ratio(times_ns: Sequence[int], to_ns: Sequence[int]) -> float:
-    """Of the medians."""
-    return round(float(np.median(times_ns) / np.median(to_ns)), 3)
 
 
 def _percentiles(times_ns: Sequence[int]) -> dict[str, float]:
