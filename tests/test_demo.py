@@ -39,7 +39,7 @@ def test_one_process(tmp_path):
 def test_over_ros(tmp_path):
     import ros  # noqa: F401 - skips where there is no ROS 2
 
-    got = report(start(tmp_path, "--episodes", "1", "--json"), tmp_path)
+    got = report(start(tmp_path, "--bundle", "drive", "--episodes", "1", "--json"), tmp_path)  # by its name
     assert (got["episodes"], got["ros"]) == (1, True)
     assert 20 < got["action_latency_ms"]["p50"] <= got["action_latency_ms"]["p99"] < 500
 
@@ -68,6 +68,14 @@ def test_a_fault_that_makes_no_sense_is_refused_before_anything_starts(tmp_path)
     demo = start(tmp_path, "--bundle", str(tmp_path / "deaf"), "--fault", "audio:die@1")
     _, errors = demo.communicate(timeout=60)
     assert demo.returncode != 0 and "audio:die@1: expected one of the streams" in errors
+
+
+def test_a_model_that_drives_no_wheels_is_refused_before_anything_starts(tmp_path):
+    demo = start(tmp_path, "--bundle", "words")
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 1 and errors.endswith(
+        "words: expected a model whose actions are ['linear_x', 'angular_z'], got none: it is a model of words\n"
+    )
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

@@ -538,7 +538,7 @@ def test_damaged_and_unfinished_recordings_are_errors_not_exceptions(tmp_path):
     assert main([str(tmp_path)]) == 1
     assert errors[0].startswith(f"error: {tmp_path}/b at 0.00 s: all topics: {tmp_path}/b: cannot be read: ")
     assert f"was cut short; `mm-edge record {tmp_path}/c` repairs it" in errors[1] and len(errors) == 2
-    with pytest.raises(RecordingError, match=r"expected commands to learn from .*, got none; .*/b: cannot be read: "):
+    with pytest.raises(RecordingError, match=rf"^{tmp_path}/b: cannot be read: "):
         label_of(find(tmp_path / "b"))
     with pytest.raises(RecordingError, match=r"nothing: expected recordings \(folders with a metadata.yaml"):
         find(tmp_path / "nothing")

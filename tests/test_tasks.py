@@ -363,7 +363,7 @@ def test_scores_of_recordings(tmp_path, capsys):
 def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):
     """What it is told is required, and half of what is said here the model never heard."""
     specs = [StreamSpec("scan", "scan", (), 10, 0), StreamSpec("text", "text", (), 0, 0)]
-    for name, words in (("a", ("go", "go")), ("b", ("go", "dance"))):
+    for name, words in (("a", ("go", "go")), ("b", ("go", "dance")), ("c", ("dance", "dance"))):
         with RecordingWriter(tmp_path / "bags" / name, specs, {}) as recording:
             for i in range(40):
                 at_ns = T0 + i * 100 * MS
@@ -383,6 +383,8 @@ def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):
     assert evaluate.main(arguments) == 0
     scores = json.loads(capsys.readouterr().out)["recordings"]
     assert scores["a"]["part"] == "learned" and scores["b"]["part"] == "learned"  # of the same commands
+    assert scores["b"]["unknown"] == ["dance"] and "unknown" not in scores["a"]
+    assert scores["c"]["error"].endswith("got none; missing: [], not known: ['dance']")
     assert scores["a"]["stands"] == 0.0 and scores["b"]["stands"] == pytest.approx(0.5, abs=0.05)
     assert scores["b"]["ticks"] == pytest.approx(scores["a"]["ticks"] / 2, abs=2)
     # Of steps of 1, 1 and -2 about a variance of 2/3: the command before, though every other tick has the same answer.

@@ -1,6 +1,7 @@
 """The one training loop: recipes, resuming, what modality dropout does to time, and that it learns."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_numbers(step, trained, 
     rounding = 1e-6 if torch.cuda.is_available() else 0.0  # a GPU adds up in another order each time
     for name, weights in want.items():
         torch.testing.assert_close(got[name], weights, rtol=rounding, atol=rounding)
+
+
+def test_stopped_it_says_whether_there_are_weights_to_go_on_from(trained, tmp_path, monkeypatch, capsys):
+    def power_cut(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drive, "loss", power_cut)
+    (tmp_path / "episodes").symlink_to(trained / "episodes")
+    for what in ("with what was saved, which is no weights yet", "from what was saved last"):
+        assert main(["drive", "--out", str(tmp_path), "--workers", "1", *SMALL]) == 130
+        assert capsys.readouterr().err.endswith(f"stopped: the same command goes on {what}\n")
+        shutil.copy(trained / "round0.safetensors", tmp_path)
 
 
 def test_a_folder_of_another_recipe_is_refused(trained):

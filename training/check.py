@@ -37,6 +37,7 @@ from training.recordings import (
     label_of,
     streams_of,
     tick_of,
+    words_of,
 )
 
 LEAST_S = 1.0  # a shorter episode is none
@@ -398,6 +399,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             tick = tick_of(streams) if streams else None
             print(report, f"ticks as {tick.anchor} comes, every {tick.period_ms:g} ms" if tick else "", sep="\n")
+            if known := words_of(usable):
+                print(f"words a model will know, and no others: {', '.join(known)}")
             for spec in streams:
                 if spec.joints:
                     print(f"{spec.name}, whatever their order: {', '.join(spec.joints)}")

@@ -362,11 +362,14 @@ def label_of(recordings: Sequence[Recording], topic: str = "") -> Label:
         counts.update(found_here)
         holders.update([name for name, n in found_here.items() if n])
     topic = topic.strip("/")
+    errors = [recording.error for recording in recordings if recording.error]
+    if len(errors) == len(recordings):
+        raise RecordingError("; ".join(errors))
     if not counts or (topic and topic not in counts):
         raise RecordingError(
             f"{recordings[0].path.parent}: expected commands{f' on {topic}' if topic else ''} to learn from "
             f"(Twist, TwistStamped or JointTrajectory), got {sorted(counts) or 'none'}"
-            + "".join(f"; {recording.error}" for recording in recordings if recording.error)
+            + "".join(f"; {error}" for error in errors)
         )
 
     def preference(name: str) -> tuple[bool, bool, bool, bool, bool, int]:  # what is raw, a watchdog may have stopped

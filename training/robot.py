@@ -69,6 +69,8 @@ def raw_recipe(raw: dict[str, Any], folder: Path, topic: str, go_on: bool) -> di
         raise ValueError(f"{folder}: no recording is left to train on")
     label = label_of(usable, label.topic)  # what is left out sets no limits
     streams = watched(streams_of(usable), usable)
+    if known := words_of(usable):
+        print(f"words the model will know, and no others: {', '.join(known)}")
     action = asdict(label)
     topic = action.pop("topic")
     return _plain(
@@ -213,17 +215,23 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
             scores[name] = {"error": f"{recordings[name].path}: expected commands {list(label.names)} on {label.topic}"}
             continue
         said = np.array([model.step(inputs_at(log, tick)).values["action"][0, 0] for tick in range(len(log))])
-        stands = _stands(bundle, recordings[name], log)
+        unknown = _unknown_commands(bundle, recordings[name])
+        stands = _stands(bundle, recordings[name], log, unknown)
         at_ns, commands = commands_of(recordings[name], label)
         last = np.searchsorted(at_ns, log.now_ns) - 1  # before each tick
         before = commands[last]
         known = (log.labels["weight"] > 0) & (last >= 0) & np.isfinite(before).all(1) & ~stands
         true, before, said = log.labels["action"][known], before[known], said[known]
+        missing = [spec.name for spec in bundle.streams if not _holds(recordings[name], spec)]
+        if not known.any():
+            why = f"expected ticks at which a robot would drive, got none; missing: {missing}, not known: {unknown}"
+            scores[name] = {"error": f"{recordings[name].path}: {why}"}
+            continue
         me = identity(recordings[name], label)
         part = next((part for part, others in data["recordings"].items() if me in others), NEVER_SEEN)
         unseen += [(said, true, before)] if part == NEVER_SEEN else []
-        missing = [spec.name for spec, steps in zip(bundle.streams, log.steps.values()) if not len(steps.x)]
         about = {"part": part, "missing": missing, "stands": round(float(stands.mean()), 3)}
+        about |= {"unknown": unknown} if unknown else {}
         scores[name] = {**about, **_scored(said, true, before)}
     if all("error" in row for row in scores.values()):
         raise RecordingError("; ".join(row["error"] for row in scores.values()))
@@ -231,17 +239,27 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     return {"names": list(label.names), "recordings": scores, "all never seen": whole}
 
 
-def _stands(bundle: Bundle, recording: Recording, log: Tables) -> np.ndarray:
+def _holds(recording: Recording, spec: StreamSpec) -> bool:
+    return spec.name in recording.topics and len(recording.topics[spec.name].values) > 0
+
+
+def _unknown_commands(bundle: Bundle, recording: Recording) -> list[str]:
+    """Texts with words that the model does not know."""
+    heard = [spec for spec in bundle.streams if spec.kind == "text" and _holds(recording, spec)]
+    texts = {text: spec for spec in heard for text in recording.topics[spec.name].values}
+    return sorted(text for text, spec in texts.items() if not _known(spec, text, bundle.vocabulary))
+
+
+def _stands(bundle: Bundle, recording: Recording, log: Tables, unknown: list[str]) -> np.ndarray:
     """bool (T,): whether the robot would stand, for want of a stream that is required, or as it was told last what its
     model does not know."""
     stands = ~log.mask[:, [spec.required for spec in bundle.streams]].all(1)
     stands |= ~log.mask[:, [not spec.latched for spec in bundle.streams]].any(1)  # a command alone is nothing to go by
     for spec in bundle.streams:
-        topic = recording.topics.get(spec.name)
-        if spec.kind == "text" and topic is not None and len(topic.values):
-            strange = np.array([not _known(spec, text, bundle.vocabulary) for text in topic.values])
+        if spec.kind == "text" and _holds(recording, spec):
+            topic = recording.topics[spec.name]
             last = np.searchsorted(topic.arrival_ns, log.now_ns, side="right") - 1
-            stands |= (last >= 0) & strange[last]
+            stands |= (last >= 0) & np.array([text in unknown for text in topic.values])[last]
     return stands
 
 

@@ -88,10 +88,12 @@ def main(argv: list[str] | None = None) -> int:
     args.overrides += [word for word in args.modalities if "=" in word]  # argparse gives a list all that follows it
     args.modalities = [word for word in args.modalities if "=" not in word]
     path = RECIPES / f"{args.recipe}.yaml" if not args.recipe.endswith(".yaml") else Path(args.recipe)
+    out = args.out
     try:
         recipe = _recipe(args, path)
         torch.set_num_threads(args.threads)
-        weights = train(recipe, args.out or Path("runs") / recipe.task, args.workers)
+        out = out or Path("runs") / recipe.task
+        weights = train(recipe, out, args.workers)
         if PartialState().is_main_process:
             print(f"trained: {weights}")
     except SafetensorError as error:
@@ -103,7 +105,9 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped: the same command goes on from what was saved last", file=sys.stderr)
+        saved = out and ((out / "checkpoint").exists() or any(out.glob("round*.safetensors")))
+        what = "from what was saved last" if saved else "with what was saved, which is no weights yet"
+        print(f"\nstopped: the same command goes on {what}", file=sys.stderr)
         return 130
     return 0
 
@@ -256,7 +260,7 @@ def _cpu_minutes(out: Path, stage: str) -> Iterator[None]:
         file = out / "cpu_minutes.json"
         if PartialState().is_main_process:
             spent = json.loads(file.read_text()) if file.exists() else {}
-            spent[stage] = round(spent.get(stage, 0.0) + (sum(os.times()[:4]) - before) / 60, 2)
+            spent[stage] = round(spent.get(stage, 0.0) + (sum(os.times()[:4]) - before) / 60, 4)
             file.write_text(json.dumps(spent, indent=2))
 
 

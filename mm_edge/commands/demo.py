@@ -28,6 +28,7 @@ from mm_edge.faults import Faults, FaultWatch, Finding, add_fault_argument
 from mm_edge.types import Sample
 
 PAUSE_S = 1.0  # between episodes
+WHEELS = ("linear_x", "angular_z")  # what the simulated robot takes
 SILENCE_S = 60.0  # without a word from the simulator, something is broken
 
 
@@ -76,7 +77,12 @@ def run(args: argparse.Namespace) -> int:
         raise MissingDependency("the simulator", "mujoco", "sim")
     from mm_edge.sim.sensors import KINDS
 
-    streams = {spec.name: spec.kind for spec in Bundle.read(args.bundle).streams}
+    bundle = Bundle.read(args.bundle)
+    args.bundle, action = bundle.path.resolve(), bundle.outputs.action
+    if action is None or action.names != WHEELS:
+        got = list(action.names) if action else f"none: it is a model of {bundle.task}"
+        raise EdgeError(f"{bundle.path}: expected a model whose actions are {list(WHEELS)}, got {got}")
+    streams = {spec.name: spec.kind for spec in bundle.streams}
     for kinds in (KINDS, streams):  # one that makes no sense is refused before anything starts
         Faults(args.faults, kinds)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +110,7 @@ def _over_ros(ros: Ros, args: argparse.Namespace) -> Report:
     with free_domain() as domain, Nodes(ros, domain, args.out) as nodes:
         print(f"To look on: export {nodes.where}", flush=True)
         nodes.start("watchdog_node")
-        nodes.start("edge_node", {"bundle": args.bundle.resolve()})
+        nodes.start("edge_node", {"bundle": args.bundle})
         faults = {"faults": " ".join(map(str, args.faults))} if args.faults else {}
         watched = {"episodes": args.episodes, "out": args.out.resolve(), **faults}
         watcher = nodes.start("demo_node", watched, piped=True)
@@ -171,12 +177,13 @@ class _Driver:
         pipeline.reset()
         self._pipeline, self._film, self._text, self._watch = pipeline, film, text, watch
         self._anchor = pipeline.bundle.tick.anchor
+        self._seen_by = next((name for name, spec in pipeline.specs.items() if spec.kind == "image"), "")
         self._frame: Sample | None = None
         self._acted_on_ns = 0
         self.latency_ms: list[float] = []
 
     def push(self, sample: Sample) -> None:
-        if self._pipeline.push(sample) and sample.stream == self._anchor:
+        if self._pipeline.push(sample) and sample.stream == self._seen_by:
             self._frame = sample
 
     def due(self, now_ns: int) -> bool:
@@ -217,9 +224,8 @@ class Progress:
             clear = "\r\033[K" if sys.stdout.isatty() else ""
             slow = f", simulator slowed by {event['slowed_s']:.1f} s" if event.get("slowed_s", 0) > 0.5 else ""
             alarm = {None: "", True: ", alarm obeyed", False: ", alarm not obeyed"}[event["alarm_obeyed"]]
-            status = (
-                f"{event['status']} after {event['duration_s']:.1f} s, {event['collisions']} collisions{alarm}{slow}"
-            )
+            collisions = f"{event['collisions']} collision{'' if event['collisions'] == 1 else 's'}"
+            status = f"{event['status']} after {event['duration_s']:.1f} s, {collisions}{alarm}{slow}"
             print(f"{clear}{head}: {status}", flush=True)
             for finding in event.get("faults", ()):
                 print(f"  {Finding(**finding)}", flush=True)
@@ -231,7 +237,8 @@ def _print(report: Report) -> None:
     print(f"\nepisodes    {len(outcomes)}")
     print(f"success     {sum(o['status'] == 'success' for o in outcomes)}")
     print(f"collisions  {sum(o['collisions'] for o in outcomes)}")
-    print("latency     {:.1f} ms p50, {:.1f} ms p99, from camera stamp to action".format(*report.latency_ms))
+    p50, p99 = (f"{ms:.1f} ms" if np.isfinite(ms) else "none" for ms in report.latency_ms)
+    print(f"latency     {p50} p50, {p99} p99, from camera stamp to action")
     print(f"engine      {report.engine}")
     print(f"ROS         {report.ros or 'none: one process'}")
     for path in report.files:
