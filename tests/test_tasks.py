@@ -360,6 +360,13 @@ def test_scores_of_recordings(tmp_path, capsys):
     assert "expected commands" in capsys.readouterr().err
 
 
+def test_nothing_is_told_from_zero(capsys):
+    evaluate._say({"errors": 0, "all never seen": None}, as_json=False)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["errors", "0"], ["all", "never", "seen", "none"],
+    ]  # fmt: skip
+
+
 def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):
     """What it is told is required, and half of what is said here the model never heard."""
     specs = [StreamSpec("scan", "scan", (), 10, 0), StreamSpec("text", "text", (), 0, 0)]

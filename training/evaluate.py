@@ -196,8 +196,8 @@ def _told(scores: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}"
             yield from _told(value, indent + "  ")
         else:
-            row = "  ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value or "none"
-            yield f"{indent + name:<25} {row}"
+            row = "  ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            yield f"{indent + name:<25} {'none' if row is None else row}"
 
 
 def _say(scores: dict[str, Any], as_json: bool) -> int:
