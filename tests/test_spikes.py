@@ -11,6 +11,7 @@ from torch import Tensor
 
 from training import spikes
 from training.cells import BackboneCfC
+from training.scans import CHUNK
 from training.spikes import SpikeEncoder
 
 
@@ -193,6 +194,7 @@ def test_a_liquid_cell_with_a_backbone_is_its_equation(dt_s):
 def test_the_gradient_of_a_liquid_cell_with_a_backbone_is_that_of_numbers_near_by(dt_s):
     torch.manual_seed(0)
     cell = BackboneCfC(5, 4, 6, period_s=0.1).double()
-    x, h = (torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((2, 3, 5), (2, 4)))
-    dt = None if dt_s is None else torch.full((2, 3, 1), dt_s).double()
+    steps = 2 * CHUNK + 1  # the last chunk is not full
+    x, h = (torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((2, steps, 5), (2, 4)))
+    dt = None if dt_s is None else torch.full((2, steps, 1), dt_s).double()
     assert torch.autograd.gradcheck(lambda x, h, *weights: cell.scan(x, h, dt)[0], (x, h, *cell.parameters()))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mm_edge.errors import MissingDependency
-from training.scans import CfCScan, LIFScan
+from training.scans import BackboneCfCScan, CfCScan, LIFScan
 
 MAX_PERIODS = 4.0  # dt / nominal period is clamped here: beyond it the state has been reset or has nothing left to say
 
@@ -155,7 +155,7 @@ class CfC(Cell):
     def scan(self, x: Tensor, h: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         x, dt, keep, reset = (each.transpose(0, 1).contiguous() for each in (x, dt, keep, reset))
         periods = (dt / self.period_s).clamp(0.0, MAX_PERIODS)
-        out = CfCScan.apply(self.driven(x, dt), h, self.w_rec, periods, keep, reset, None, None)
+        out = CfCScan.apply(self.driven(x, dt), h, self.w_rec, periods, keep, reset)
         return out.transpose(0, 1), out[-1]
 
 
@@ -277,11 +277,11 @@ class BackboneCfC(nn.Module):
 
     def scan(self, x: Tensor, h: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, T, inputs), h (B, units), dt (B, T, 1) seconds, None for the nominal -> (B, T, units) and the last."""
-        n, w_gates, b_gates = self.units, 1.7159 * self.w_gates, self.b_gates
+        n, w_gates, b_gates = self.units, self.w_gates, self.b_gates
         if dt is None:  # time_a + time_b as one gate
             w_gates, b_gates = (torch.cat([w[: 2 * n], w[2 * n : 3 * n] + w[3 * n :]]) for w in (w_gates, b_gates))
         else:
             dt = (dt / self.period_s).clamp(0.0, MAX_PERIODS).transpose(0, 1)
-        driven = 0.666 * F.linear(x.transpose(0, 1), self.w_in, self.b_in)
-        out = CfCScan.apply(driven, h, 0.666 * self.w_rec, dt, None, None, w_gates, b_gates)
+        driven = F.linear(x.transpose(0, 1), self.w_in, self.b_in)
+        out = BackboneCfCScan.apply(driven, h, self.w_rec, w_gates, b_gates, dt)
         return out.transpose(0, 1), out[-1]

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+INNER, OUTER = 0.666, 1.7159  # of ncps's hidden layer (LeCun et al. 1998, Efficient BackProp, give 2/3)
+CHUNK = 4  # steps
+
 Gradients = tuple[Tensor | None, ...]  # by each argument
 
 
@@ -53,70 +56,104 @@ class LIFScan(torch.autograd.Function):
 
 
 class CfCScan(torch.autograd.Function):
-    """`cfc_step` over time, `apply(driven, h, w_rec, dt, keep, reset, w_gates, b_gates)`: driven (T, B, k), h (B, n),
-    w_rec (k, n) -> (T, B, n).
-
-    dt (T, B, 1) in nominal periods, which gets no gradient; None: of one period each, and one gate, time_a + time_b,
-    instead of the two.
-    keep and reset may be None: all steps count, and none starts from rest.
-    w_gates (gates, k), b_gates: of the gates behind a hidden layer, tanh; None: what is driven are the gates.
-    """
+    """`cfc_step` over time, `apply(driven, h, w_rec, dt, keep, reset)`: driven (T, B, 4 n), h (B, n), w_rec (4 n, n),
+    dt (T, B, 1) in nominal periods, which gets no gradient -> (T, B, n)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, driven: Tensor, h: Tensor, w_rec: Tensor, dt: Tensor | None, keep: Tensor | None,
-        reset: Tensor | None, w_gates: Tensor | None, b_gates: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        n, hidden = h.shape[1], None if w_gates is None else torch.empty_like(driven)
+    def forward(ctx: Any, driven: Tensor, h: Tensor, w_rec: Tensor, dt: Tensor, keep: Tensor, reset: Tensor) -> Tensor:
+        n = h.shape[1]
         out, share, f_g = (driven.new_empty(*driven.shape[:2], size) for size in (n, n, 2 * n))
-        f, g = (half.unbind() for half in f_g.chunk(2, -1))
-        steps = zip(driven.unbind(), out.unbind(), share.unbind(), f_g.unbind(), f, g)
         before, recurrent = h, w_rec.T
-        for t, (gates, after, s, both, f_t, g_t) in enumerate(steps):
-            start = before if reset is None else torch.where(reset[t], 0.0, before)
-            gates = torch.addmm(gates, start, recurrent)
-            if hidden is not None:
-                gates = torch.addmm(b_gates, torch.tanh(gates, out=hidden[t]), w_gates.T)
-            torch.tanh(gates[:, : 2 * n], out=both)
-            time = gates[:, 2 * n :] if dt is None else torch.addcmul(gates[:, 3 * n :], gates[:, 2 * n : 3 * n], dt[t])
-            torch.lerp(f_t, g_t, torch.sigmoid(time, out=s), out=after)
-            before = after if keep is None else after.copy_(torch.where(keep[t], after, before))
-        ctx.save_for_backward(h, w_rec, dt, keep, reset, w_gates, hidden, f_g, share, out)
+        for t, (after, both, s) in enumerate(zip(out.unbind(), f_g.unbind(), share.unbind())):
+            gates = torch.addmm(driven[t], torch.where(reset[t], 0.0, before), recurrent)
+            _open(gates, dt[t], both, s)
+            torch.lerp(both[:, :n], both[:, n:], s, out=after)
+            before = after.copy_(torch.where(keep[t], after, before))
+        ctx.save_for_backward(h, w_rec, dt, keep, reset, f_g, share, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        h, w_rec, dt, keep, reset, w_gates, hidden, f_g, share, out = ctx.saved_tensors
-        kept = None if keep is None else keep.to(out.dtype)
-        live = None if reset is None else 1 - reset.to(out.dtype)
-        (f, g), other, one = f_g.chunk(2, -1), 1 - share, share.new_ones(())
-        # Of h by each of the gates (T, B, 3 or 4, n); becomes the gradient by the gates step by step, in its place.
-        d_gates = share.new_empty(*share.shape[:2], 3 if dt is None else 4, share.shape[2])
-        by_f, by_g, *by_a, by_time = d_gates.unbind(2)
-        torch.addcmul(one, f, f, value=-1, out=by_f).mul_(other)
-        torch.addcmul(one, g, g, value=-1, out=by_g).mul_(share)
-        torch.sub(g, f, out=by_time).mul_(share).mul_(other)
-        if by_a:
-            torch.mul(by_time, dt, out=by_a[0])
-        if kept is not None:
-            d_gates *= kept[..., None]
-        # Without a hidden layer what is driven are the gates: the same memory.
-        d_driven = d_gates.flatten(2) if hidden is None else torch.addcmul(one, hidden, hidden, value=-1)
+        h, w_rec, dt, keep, reset, f_g, share, out = ctx.saved_tensors
+        kept, live = keep.to(out.dtype), 1 - reset.to(out.dtype)
+        # Of h by each of the gates; becomes the gradient by them step by step, in its place.
+        d_gates = share.new_empty(*share.shape[:2], 4 * share.shape[2])
+        _slopes(f_g, share, dt, out=d_gates)
+        d_gates *= kept
         d_h = grad[-1]
-        for t, (d_gate, d_in) in reversed(list(enumerate(zip(d_gates.unbind(), d_driven.unbind())))):
-            d_gate *= d_h[:, None]
-            if hidden is not None:
-                d_in *= d_gate.flatten(1) @ w_gates
-            d_start = d_in @ w_rec
-            if live is not None:
-                d_start *= live[t]
-            d_h = d_start if kept is None else torch.addcmul(d_start, d_h, 1 - kept[t])
+        for t, d_gate in reversed(list(enumerate(d_gates.unbind()))):
+            d_gate.unflatten(1, (4, -1)).mul_(d_h[:, None])
+            d_start = (d_gate @ w_rec).mul_(live[t])
+            d_h = torch.addcmul(d_start, d_h, 1 - kept[t])
             if t:
                 d_h += grad[t - 1]
-        flat, starts = d_gates.flatten(2).flatten(0, 1), torch.cat([h[None], out[:-1]])
-        if live is not None:
-            starts *= live
-        d_w_rec = d_driven.flatten(0, 1).T @ starts.flatten(0, 1)
-        d_w_gates, d_b_gates = (None, None) if hidden is None else (flat.T @ hidden.flatten(0, 1), flat.sum(0))
-        return d_driven, d_h, d_w_rec, None, None, None, d_w_gates, d_b_gates
+        starts = torch.cat([h[None], out[:-1]]).mul_(live)
+        return d_gates, d_h, d_gates.flatten(0, 1).T @ starts.flatten(0, 1), None, None, None
+
+
+class BackboneCfCScan(torch.autograd.Function):
+    """`cfc_step` behind a hidden layer, z = OUTER tanh(INNER x), over time, `apply(driven, h, w_rec, w_gates, b_gates,
+    dt)`: driven (T, B, k), h (B, n), w_rec (k, n), w_gates (4 n, k), b_gates (4 n,), dt as of `CfCScan` -> (T, B, n).
+
+    dt None: of one period each, and three gates, the last of them time_a + time_b. The gates, which are many times the
+    hidden layer, are not kept: for the gradient they are made anew of it, CHUNK steps at once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, driven: Tensor, h: Tensor, w_rec: Tensor, w_gates: Tensor, b_gates: Tensor, dt: Tensor | None
+    ) -> Tensor:
+        n, layer, out = h.shape[1], torch.empty_like(driven), driven.new_empty(*driven.shape[:2], h.shape[1])
+        before, recurrent = h, w_rec.T
+        for t, (z, after) in enumerate(zip(layer.unbind(), out.unbind())):
+            torch.tanh(torch.addmm(driven[t], before, recurrent, beta=INNER, alpha=INNER), out=z)
+            gates = torch.addmm(b_gates, z, w_gates.T, alpha=OUTER)
+            both, s = _open(gates, None if dt is None else dt[t], gates[:, : 2 * n])
+            before = torch.lerp(both[:, :n], both[:, n:], s, out=after)
+        ctx.save_for_backward(h, w_rec, w_gates, b_gates, dt, layer, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        h, w_rec, w_gates, b_gates, dt, layer, out = ctx.saved_tensors
+        d_driven, slope = torch.empty_like(layer), layer.new_tensor(INNER * OUTER)
+        d_w_rec, d_w_gates, d_b_gates = (torch.zeros_like(w) for w in (w_rec, w_gates, b_gates))
+        d_h = grad[-1]
+        for part in reversed([slice(t, t + CHUNK) for t in range(0, len(layer), CHUNK)]):
+            z, time = layer[part], None if dt is None else dt[part]
+            d_gates = torch.addmm(b_gates, z.flatten(0, 1), w_gates.T, alpha=OUTER).unflatten(0, z.shape[:2])
+            _slopes(*_open(d_gates, time, d_gates[..., : 2 * h.shape[1]]), time, out=d_gates)
+            d_in = torch.addcmul(slope, z, z, value=-INNER * OUTER, out=d_driven[part])
+            for t in reversed(range(len(z))):
+                d_gates[t].unflatten(1, (-1, h.shape[1])).mul_(d_h[:, None])
+                d_h = d_in[t].mul_(d_gates[t] @ w_gates) @ w_rec
+                if part.start + t:
+                    d_h += grad[part.start + t - 1]
+            starts = torch.cat([out[part.start - 1][None] if part.start else h[None], out[part][:-1]])
+            d_w_rec.addmm_(d_in.flatten(0, 1).T, starts.flatten(0, 1))
+            d_w_gates.addmm_(d_gates.flatten(0, 1).T, z.flatten(0, 1), alpha=OUTER)
+            d_b_gates += d_gates.sum((0, 1))
+            del d_gates  # before the next ones lie beside them
+        return d_driven, d_h, d_w_rec, d_w_gates, d_b_gates, None
+
+
+def _open(
+    gates: Tensor, dt: Tensor | None, f_g: Tensor | None = None, share: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gates (..., 3 or 4 n) -> tanh of f and g (..., 2 n), and the share of g (..., n): in the places given."""
+    n = gates.shape[-1] // (3 if dt is None else 4)
+    time = gates[..., 2 * n :] if dt is None else torch.addcmul(gates[..., 3 * n :], gates[..., 2 * n : 3 * n], dt)
+    return torch.tanh(gates[..., : 2 * n], out=f_g), torch.sigmoid(time, out=share)
+
+
+def _slopes(f_g: Tensor, share: Tensor, dt: Tensor | None, out: Tensor) -> None:
+    """Of h by each of the gates that opened like this, into `out` (T, B, 3 or 4 n), whose first two f and g may be."""
+    (f, g), other, one = f_g.chunk(2, -1), 1 - share, share.new_ones(())
+    by_f, by_g, *by_a, by_time = out.unflatten(2, (-1, share.shape[2])).unbind(2)
+    torch.sub(g, f, out=by_time).mul_(share).mul_(other)
+    if by_a:
+        torch.mul(by_time, dt, out=by_a[0])
+    torch.addcmul(one, f, f, value=-1, out=by_f).mul_(other)
+    torch.addcmul(one, g, g, value=-1, out=by_g).mul_(share)

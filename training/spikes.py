@@ -96,8 +96,9 @@ class _SpikeRate(torch.autograd.Function):
             d_b2 += flat.sum(0)
             del spikes  # before as much is needed again
             d_spikes = d_second @ w2
+            del flat, d_second
             d_current[part] = _fused(held_spikes_grad, ctx.compiled)(d_spikes, current[part], *ctx.lif, ctx.slope)
-            del flat, d_second, d_spikes  # before the next chunk's lie beside them
+            del d_spikes  # before the next chunk's lie beside it
         d_x = d_current @ w1 if ctx.needs_input_grad[0] else None
         return d_x, d_current.T @ x, d_current.sum(0), d_w2, d_b2, None, None, None, None
 

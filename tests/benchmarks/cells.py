@@ -9,11 +9,11 @@ ratios are medians over the rounds (and their quartiles), of CPU time on one thr
 are the same model is checked first: at most 1e-4 of the rates may differ (by one spike, where the order of a sum
 decides). Compiling is not in the ratios: `compile_s` is what the first step takes, with nothing cached on disk (batch
 64 finds what batch 16 compiled). `memory_vs_batched`: what PyTorch's allocator holds at most during a step beyond what
-it held before, ours over the batched peer's; `encoder_memory_vs_batched` of the spike encoder alone, without the cell
-and the layer behind it, which hold much the same in both. `resident...`: the same of a process's resident memory, which
-is what a step really takes: holes are in it that no tensor fits in. Each is measured in a process of its own (Linux and
-glibc); how a heap gets its holes is chance, so these vary. On a GPU ours is a CUDA graph, the peers are not; `ms` tells
-ours without one, too.
+it held before, ours over the batched peer's; `cells_memory_vs_batched` of the spike encoder and the cell, without the
+layer behind them, which is PyTorch's in both and holds much the same; `encoder_memory_vs_batched` of the spike encoder
+alone. `...resident_vs_batched`: the same of a process's resident memory, which is what a step really takes: holes are
+in it that no tensor fits in. Each is measured in a process of its own (Linux and glibc); how a heap gets its holes is
+chance, so these vary. On a GPU ours is a CUDA graph, the peers are not; `ms` tells ours without one, too.
 
 `as_shipped` is not the same maths: one LIF step a sample and a CfC without backbone, in real time, as the drive model
 has them, beside snntorch and ncps stepped over time in the same sizes.
@@ -70,10 +70,13 @@ class Peer(nn.Module):
             spikes.append(s2)
         return torch.stack(spikes, 1).mean(1)
 
+    def cells(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rate = self.rate(x.flatten(0, 1)).view(*x.shape[:2], -1)
+        return self.cfc(rate)[0], rate
+
     def forward(self, x: Tensor) -> Tensor:
         if self.batched:
-            rate = self.rate(x.flatten(0, 1)).view(*x.shape[:2], -1)
-            return self.out(torch.cat([self.cfc(rate)[0], rate], -1))
+            return self.out(torch.cat(self.cells(x), -1))
         h, outs = None, []
         for t in range(x.shape[1]):
             rate = self.rate(x[:, t])
@@ -89,10 +92,12 @@ class Ours(nn.Module):
         self.spikes.fc1, self.spikes.fc2 = copy.deepcopy(peer.fc1), copy.deepcopy(peer.fc2)
         self.cfc, self.out = cfc_of(peer.cfc), copy.deepcopy(peer.out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def cells(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rate = self.spikes(x.flatten(0, 1)).view(*x.shape[:2], -1)
-        h = rate.new_zeros(len(x), LIQUID)
-        return self.out(torch.cat([self.cfc.scan(rate, h, None)[0], rate], -1))
+        return self.cfc.scan(rate, rate.new_zeros(len(x), LIQUID), None)[0], rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.cat(self.cells(x), -1))
 
 
 def cfc_of(peer: Any) -> BackboneCfC:
@@ -181,8 +186,9 @@ def peak_mib(form: Callable[[], Any], device: str) -> float:
         before = torch.cuda.memory_allocated()
         form()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        form()
+    for _ in range(2):  # what a peer keeps of its last step, and frees in this one, is known from the second on
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            form()
     with tempfile.TemporaryDirectory() as folder:
         profile.export_chrome_trace(f"{folder}/trace.json")
         events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
@@ -201,11 +207,14 @@ def models(batch: int, device: str) -> tuple[Peer, Any, Tensor]:
 def learning(batched: Peer, ours: Any, x: Tensor) -> dict[str, Callable[[], Any]]:
     """Of each of which memory is measured, a step."""
     flat, layers = x.flatten(0, 1), [*batched.fc1.parameters(), *batched.fc2.parameters()]
+    spikes = list(ours.spikes.parameters())
     return {
         "batched": step(batched, list(batched.parameters()), x),
         "ours": step(ours, list(ours.parameters()), x),
+        "cells_batched": step(lambda x: batched.cells(x)[0], [*layers, *batched.cfc.parameters()], x),
+        "cells": step(lambda x: ours.cells(x)[0], [*spikes, *ours.cfc.parameters()], x),
         "encoder_batched": step(batched.rate, layers, flat),
-        "encoder": step(ours.spikes, list(ours.spikes.parameters()), flat),
+        "encoder": step(ours.spikes, spikes, flat),
     }
 
 
@@ -260,13 +269,12 @@ def measure(batch: int, rounds: int, device: str) -> dict[str, Any]:
     learn = learning(batched, ours, x)
     for form in learn.values():
         form()
-    memory_mib = {name: round(peak_mib(form, device), 1) for name, form in learn.items()}
+    memory_mib = {name: round(peak_mib(form, device), 2) for name, form in learn.items()}
     result = {
         "vs_loop": vs_loop[1],
         "vs_batched": vs_batched[1],
         "quartiles": {"vs_loop": vs_loop[::2], "vs_batched": vs_batched[::2]},
-        "memory_vs_batched": round(memory_mib["ours"] / memory_mib["batched"], 3),
-        "encoder_memory_vs_batched": round(memory_mib["encoder"] / memory_mib["encoder_batched"], 3),
+        **beside(memory_mib, "memory_vs_batched"),
         "memory_mib": memory_mib,
         "compile_s": round(compile_s, 1),
         "ms": {name: round(statistics.median(values), 3) for name, values in times.items()},
@@ -274,10 +282,14 @@ def measure(batch: int, rounds: int, device: str) -> dict[str, Any]:
     }
     if device == "cpu":
         resident = {name: round(resident_mib(name, batch), 1) for name in learn}
-        result["resident_vs_batched"] = round(resident["ours"] / resident["batched"], 3)
-        result["encoder_resident_vs_batched"] = round(resident["encoder"] / resident["encoder_batched"], 3)
-        result["resident_mib"] = resident
+        result |= beside(resident, "resident_vs_batched") | {"resident_mib": resident}
     return result
+
+
+def beside(mib: dict[str, float], name: str) -> dict[str, float]:
+    """What ours take over what the batched peer's do."""
+    pairs = {"": "ours", "cells_": "cells", "encoder_": "encoder"}
+    return {of + name: round(mib[ours] / mib[f"{of}batched"], 3) for of, ours in pairs.items()}
 
 
 def cfc_alone(rounds: int, device: str) -> float:
