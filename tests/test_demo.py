@@ -59,6 +59,14 @@ def test_with_a_fault_it_tells_what_became_of_it(tmp_path, how):
     assert scan["detected_ms"] < 1000 and camera["detected_ms"] < 1000 and scan["drove_without_ms"] < 1000
 
 
+def test_of_a_model_that_stood_still_it_tells_why(tmp_path):
+    write_toy_bundle(tmp_path / "toy")
+    demo = start(tmp_path, "--bundle", str(tmp_path / "toy"), "--no-ros", "--episodes", "1")
+    text, errors = demo.communicate(timeout=120)
+    assert demo.returncode == 0, errors
+    assert "timeout after 40.0 s" in text and "expected words among the 3 the model knows, got unknown" in text
+
+
 def test_a_fault_that_makes_no_sense_is_refused_before_anything_starts(tmp_path):
     for fault in ("camera:explode@1", "radar:die@1", "camera:nan@1"):
         demo = start(tmp_path, "--fault", fault)

@@ -161,6 +161,7 @@ def _in_process(args: argparse.Namespace) -> Report:
         watch = FaultWatch(args.faults, episode.start_ns)
         driver = _Driver(pipeline, partial(clip.add, episode=i), text, watch)
         outcomes.append(episode.run(driver).as_dict())
+        outcomes[-1]["idle"] = driver.idle
         if args.faults:
             outcomes[-1]["faults"] = [asdict(finding) for finding in watch.findings]
         progress.show({"event": "end", **outcomes[-1]})
@@ -180,6 +181,7 @@ class _Driver:
         self._seen_by = next((name for name, spec in pipeline.specs.items() if spec.kind == "image"), "")
         self._frame: Sample | None = None
         self._acted_on_ns = 0
+        self.idle = ""  # why the last tick had no action
         self.latency_ms: list[float] = []
 
     def push(self, sample: Sample) -> None:
@@ -196,6 +198,7 @@ class _Driver:
         output = self._pipeline.tick(now_ns)
         cost_ms = (time.perf_counter() - start_s) * 1e3
         self._watch.see(output)
+        self.idle = "; ".join(output.reasons)
         if self._frame:
             self._film(draw(self._frame.data, output, self._text))
         if output.action is None:
@@ -227,6 +230,8 @@ class Progress:
             collisions = f"{event['collisions']} collision{'' if event['collisions'] == 1 else 's'}"
             status = f"{event['status']} after {event['duration_s']:.1f} s, {collisions}{alarm}{slow}"
             print(f"{clear}{head}: {status}", flush=True)
+            if event.get("idle"):
+                print(f"  at its end the model did not act: {event['idle']}", flush=True)
             for finding in event.get("faults", ()):
                 print(f"  {Finding(**finding)}", flush=True)
             self._ended += 1

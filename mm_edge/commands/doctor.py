@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mm_edge import engine as engines
@@ -91,9 +91,9 @@ def _library(name: str, module: str, fix: str, needed: bool = False) -> Check:
 
 
 def _microphone() -> Check:
-    library = _library("microphone", "sounddevice", f"sudo apt install libportaudio2; {install('audio')}")
+    library = _library("microphone", "sounddevice", install("audio"))
     if not library.ok:
-        return library
+        return replace(library, fix="sudo apt install libportaudio2") if "PortAudio" in library.found else library
     try:
         found, why = microphones(), "no device"
     except EdgeError as error:

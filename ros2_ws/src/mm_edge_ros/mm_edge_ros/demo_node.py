@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from sensor_msgs.msg import Image
@@ -38,6 +38,7 @@ class DemoNode(Node):
         self._clip = Clip(Path(out)) if out else None
         self._outcomes: list[dict[str, Any]] = []
         self._model: dict[str, str] = {}
+        self._idle = ""  # why the model did not act, when it last reported
         self._driving = False
         self._enable = self.create_client(SetBool, "edge_node/enable")
         self.create_subscription(String, "episode", self._on_episode, EVENTS_QOS)
@@ -50,10 +51,12 @@ class DemoNode(Node):
     def _on_episode(self, msg: String) -> None:
         event = json.loads(msg.data)
         if event["event"] == "start":
+            self._idle = ""
             self._watch = FaultWatch(self._faults, event["start_ns"])
         elif event["event"] == "progress" and self._watch:
             self._watch.start_ns = event["start_ns"]  # later, if the simulator had to slow down
         elif event["event"] == "end" and self._watch:
+            event["idle"] = self._idle
             event["faults"] = [asdict(finding) for finding in self._watch.findings]
         print(json.dumps(event), flush=True)
         self._driving = event["event"] != "end"
@@ -75,6 +78,7 @@ class DemoNode(Node):
     def _on_diagnostics(self, msg: DiagnosticArray) -> None:
         for status in msg.status:
             if status.name.endswith("edge_node: model") and status.values:
+                self._idle = "" if status.level == DiagnosticStatus.OK else status.message
                 self._model = {pair.key: pair.value for pair in status.values}
         if self._model and len(self._outcomes) >= self._episodes:
             self._finish()
