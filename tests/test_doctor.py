@@ -71,6 +71,19 @@ def test_without_a_microphone_it_says_so(capsys, toy, monkeypatch):
     assert "0 Mic (2 channels, 48000 Hz)" in consult(capsys, toy)[1]
 
 
+def test_a_microphone_that_lacks_portaudio_is_told_to_install_that(capsys, toy, monkeypatch):
+    real = doctor.importlib.import_module
+
+    def lacks_portaudio(name):
+        if name == "sounddevice":
+            raise OSError("PortAudio library not found")
+        return real(name)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", lacks_portaudio)
+    status, out = consult(capsys, toy)
+    assert status == 0 and "-> sudo apt install libportaudio2\n" in out
+
+
 def fails():
     raise sys.modules["sounddevice"].PortAudioError("no host")
 

@@ -190,6 +190,19 @@ def test_a_liquid_cell_with_a_backbone_is_its_equation(dt_s):
     assert torch.equal(last, out[:, -1])
 
 
+@pytest.mark.parametrize("dt", [None, torch.full((2, 5, 1), 0.03)])
+def test_autocast_does_not_touch_a_liquid_cell_with_a_backbone(dt):
+    torch.manual_seed(0)
+    cell, x, h = BackboneCfC(5, 4, 6, period_s=0.1), torch.randn(2, 5, 5), torch.randn(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = cell.scan(x, h, dt)[0]
+    want = cell.scan(x, h, dt)[0]
+    assert torch.equal(got, want)
+    weights = tuple(cell.parameters())
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), weights) for out in (got, want)), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("dt_s", [None, 0.03])
 def test_the_gradient_of_a_liquid_cell_with_a_backbone_is_that_of_numbers_near_by(dt_s):
     torch.manual_seed(0)

@@ -260,8 +260,7 @@ class BackboneCfC(nn.Module):
 
         z = 1.7159 tanh(0.666 (w_in x + w_rec h + b_in)),   gates = w_gates z + b_gates,   then as `cfc_step`.
 
-    The input's share of the hidden layer is made for all time steps at once, the gates in one product, and in the
-    gradient each weight's over all time steps.
+    The input's share of the hidden layer is made for all time steps at once, the gates in one product.
     """
 
     def __init__(self, inputs: int, units: int, backbone_units: int, period_s: float):
@@ -276,12 +275,14 @@ class BackboneCfC(nn.Module):
             nn.init.xavier_uniform_(w)
 
     def scan(self, x: Tensor, h: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x (B, T, inputs), h (B, units), dt (B, T, 1) seconds, None for the nominal -> (B, T, units) and the last."""
-        n, w_gates, b_gates = self.units, self.w_gates, self.b_gates
-        if dt is None:  # time_a + time_b as one gate
-            w_gates, b_gates = (torch.cat([w[: 2 * n], w[2 * n : 3 * n] + w[3 * n :]]) for w in (w_gates, b_gates))
-        else:
-            dt = (dt / self.period_s).clamp(0.0, MAX_PERIODS).transpose(0, 1)
-        driven = F.linear(x.transpose(0, 1), self.w_in, self.b_in)
-        out = BackboneCfCScan.apply(driven, h, self.w_rec, w_gates, b_gates, dt)
+        """x (B, T, inputs), h (B, units), dt (B, T, 1) seconds, None for the nominal -> (B, T, units) and the last. In
+        the precision of the weights, whatever autocast would have."""
+        n, w_gates, b_gates, precision = self.units, self.w_gates, self.b_gates, self.w_in.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            if dt is None:  # time_a + time_b as one gate
+                w_gates, b_gates = (torch.cat([w[: 2 * n], w[2 * n : 3 * n] + w[3 * n :]]) for w in (w_gates, b_gates))
+            else:
+                dt = (dt / self.period_s).clamp(0.0, MAX_PERIODS).transpose(0, 1).to(precision)
+            driven = F.linear(x.transpose(0, 1).to(precision), self.w_in, self.b_in)
+            out = BackboneCfCScan.apply(driven, h.to(precision), self.w_rec, w_gates, b_gates, dt)
         return out.transpose(0, 1), out[-1]

@@ -1,9 +1,9 @@
 """Liquid and spiking cells over time, their gradients by hand: the maths of `training.cells`, step by step, in less
 than two thirds of what autograd takes for it.
 
-What does not depend on the step before is made for all steps at once, in the gradient each weight's, too. T steps of B
-lanes; where `keep` (T, B, 1) is False nothing happens (padding), where `reset` (T, B, 1) is True a step starts from
-rest.
+What does not depend on the step before is made for all steps at once, in the gradient each weight's, too (behind a
+hidden layer, CHUNK steps at once). T steps of B lanes; where `keep` (T, B, 1) is False nothing happens (padding), where
+`reset` (T, B, 1) is True a step starts from rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 INNER, OUTER = 0.666, 1.7159  # of ncps's hidden layer (LeCun et al. 1998, Efficient BackProp, give 2/3)
-CHUNK = 4  # steps
+CHUNK = 4  # steps behind a hidden layer: with 8 it is no faster, and their gates take twice the memory
 
 Gradients = tuple[Tensor | None, ...]  # by each argument
 
@@ -93,11 +93,13 @@ class CfCScan(torch.autograd.Function):
 
 
 class BackboneCfCScan(torch.autograd.Function):
-    """`cfc_step` behind a hidden layer, z = OUTER tanh(INNER x), over time, `apply(driven, h, w_rec, w_gates, b_gates,
-    dt)`: driven (T, B, k), h (B, n), w_rec (k, n), w_gates (4 n, k), b_gates (4 n,), dt as of `CfCScan` -> (T, B, n).
+    """`cfc_step` behind a hidden layer, over time, `apply(driven, h, w_rec, w_gates, b_gates, dt)`: driven (T, B, k),
+    h (B, n), w_rec (k, n), w_gates (4 n, k), b_gates (4 n,), dt as of `CfCScan`, all of one precision -> (T, B, n).
 
-    dt None: of one period each, and three gates, the last of them time_a + time_b. The gates, which are many times the
-    hidden layer, are not kept: for the gradient they are made anew of it, CHUNK steps at once.
+        z = tanh(INNER (driven + w_rec h)),   gates = OUTER w_gates z + b_gates
+
+    dt None: of one period each; w_gates (3 n, k), b_gates (3 n,), the last gate being time_a + time_b. The gates, which
+    are many times the hidden layer, are not kept: for the gradient they are made anew of it, CHUNK steps at once.
     """
 
     @staticmethod
@@ -118,11 +120,12 @@ class BackboneCfCScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         h, w_rec, w_gates, b_gates, dt, layer, out = ctx.saved_tensors
-        d_driven, slope = torch.empty_like(layer), layer.new_tensor(INNER * OUTER)
+        d_driven, slope = torch.empty_like(layer), layer.new_full((), INNER * OUTER)
         d_w_rec, d_w_gates, d_b_gates = (torch.zeros_like(w) for w in (w_rec, w_gates, b_gates))
         d_h = grad[-1]
         for part in reversed([slice(t, t + CHUNK) for t in range(0, len(layer), CHUNK)]):
             z, time = layer[part], None if dt is None else dt[part]
+            # The gates; in their place, as in CfCScan, what h changes by each, and then the gradient.
             d_gates = torch.addmm(b_gates, z.flatten(0, 1), w_gates.T, alpha=OUTER).unflatten(0, z.shape[:2])
             _slopes(*_open(d_gates, time, d_gates[..., : 2 * h.shape[1]]), time, out=d_gates)
             d_in = torch.addcmul(slope, z, z, value=-INNER * OUTER, out=d_driven[part])
@@ -149,7 +152,8 @@ def _open(
 
 
 def _slopes(f_g: Tensor, share: Tensor, dt: Tensor | None, out: Tensor) -> None:
-    """Of h by each of the gates that opened like this, into `out` (T, B, 3 or 4 n), whose first two f and g may be."""
+    """What h changes by each of the gates that opened like this, into `out` (T, B, 3 or 4 n). There, in place of the
+    first two gates, f_g may lie: they are written last."""
     (f, g), other, one = f_g.chunk(2, -1), 1 - share, share.new_ones(())
     by_f, by_g, *by_a, by_time = out.unflatten(2, (-1, share.shape[2])).unbind(2)
     torch.sub(g, f, out=by_time).mul_(share).mul_(other)

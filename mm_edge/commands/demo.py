@@ -160,8 +160,7 @@ def _in_process(args: argparse.Namespace) -> Report:
         progress.show({"event": "start", "text": text})
         watch = FaultWatch(args.faults, episode.start_ns)
         driver = _Driver(pipeline, partial(clip.add, episode=i), text, watch)
-        outcomes.append(episode.run(driver).as_dict())
-        outcomes[-1]["idle"] = driver.idle
+        outcomes.append({**episode.run(driver).as_dict(), "idle": driver.idle})
         if args.faults:
             outcomes[-1]["faults"] = [asdict(finding) for finding in watch.findings]
         progress.show({"event": "end", **outcomes[-1]})

@@ -92,8 +92,10 @@ def _library(name: str, module: str, fix: str, needed: bool = False) -> Check:
 
 def _microphone() -> Check:
     library = _library("microphone", "sounddevice", install("audio"))
+    if "PortAudio library not found" in library.found:
+        return replace(library, fix="sudo apt install libportaudio2")
     if not library.ok:
-        return replace(library, fix="sudo apt install libportaudio2") if "PortAudio" in library.found else library
+        return library
     try:
         found, why = microphones(), "no device"
     except EdgeError as error:

@@ -97,8 +97,8 @@ def _record_sim(args: argparse.Namespace) -> int:
             shutil.rmtree(partial(path), ignore_errors=True)
             print(f"{path}: cut short, and not kept", file=sys.stderr)
             raise
-    first, last = (path.name for path in (paths[args.seed], path))
-    print(f"{args.out}: recorded {first}" + (f" to {last}" if last != first else ""))
+    last = args.seed + args.episodes - 1
+    print(f"{args.out}: recorded {args.seed}" + (f" to {last}" if args.episodes > 1 else ""))
     return 0
 
 

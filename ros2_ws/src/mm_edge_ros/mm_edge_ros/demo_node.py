@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from sensor_msgs.msg import Image
@@ -38,13 +38,12 @@ class DemoNode(Node):
         self._clip = Clip(Path(out)) if out else None
         self._outcomes: list[dict[str, Any]] = []
         self._model: dict[str, str] = {}
-        self._idle = ""  # why the model did not act, when it last reported
+        self._idle = ""  # why the last tick had no action
         self._driving = False
         self._enable = self.create_client(SetBool, "edge_node/enable")
         self.create_subscription(String, "episode", self._on_episode, EVENTS_QOS)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
-        if self._faults:
-            self.create_subscription(String, "edge/output", self._on_output, 10)
+        self.create_subscription(String, "edge/output", self._on_output, 10)
         if self._clip:
             self.create_subscription(Image, "edge/overlay", self._on_overlay, SENSOR_QOS)
 
@@ -69,7 +68,9 @@ class DemoNode(Node):
 
     def _on_output(self, msg: String) -> None:
         if self._driving and self._watch:
-            self._watch.see(SimpleNamespace(**json.loads(msg.data)))
+            output = SimpleNamespace(**json.loads(msg.data))
+            self._idle = "; ".join(output.reasons)
+            self._watch.see(output)
 
     def _on_overlay(self, msg: Image) -> None:
         if self._driving:
@@ -78,7 +79,6 @@ class DemoNode(Node):
     def _on_diagnostics(self, msg: DiagnosticArray) -> None:
         for status in msg.status:
             if status.name.endswith("edge_node: model") and status.values:
-                self._idle = "" if status.level == DiagnosticStatus.OK else status.message
                 self._model = {pair.key: pair.value for pair in status.values}
         if self._model and len(self._outcomes) >= self._episodes:
             self._finish()
