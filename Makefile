@@ -35,13 +35,15 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(SITE) $(VENV)
 	touch $@
 
+# --no-compile: what is imported is compiled then; of the rest, which is most, nothing need be.
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record$(ROS)]" $(NUMPY)
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e ".[ort,camera,sim,record$(ROS)]" $(NUMPY)
 	touch $@
 
-$(VENV)/.setup: $(VENV)/.demo
-	$(BIN)/pip install -q -c constraints.txt -e ".[ort,camera,sim,record,train,export,compare,lerobot,pretrained,search,viewer,audio,trt-rtx,test$(ROS)]" $(NUMPY)
-	touch $@
+# Holds all that .demo does: one resolution, not two.
+$(VENV)/.setup: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e ".[ort,camera,sim,record,train,export,compare,lerobot,pretrained,search,viewer,audio,trt-rtx,test$(ROS)]" $(NUMPY)
+	touch $(VENV)/.demo $@
 
 clean:
 	rm -rf $(VENV) runs

@@ -12,6 +12,8 @@ import cv2
 import pytest
 from toy_bundle import write_toy_bundle
 
+from mm_edge.cli import main
+
 pytest.importorskip("mujoco", reason="the demo needs the simulator")
 
 
@@ -59,12 +61,14 @@ def test_with_a_fault_it_tells_what_became_of_it(tmp_path, how):
     assert scan["detected_ms"] < 1000 and camera["detected_ms"] < 1000 and scan["drove_without_ms"] < 1000
 
 
-def test_of_a_model_that_stood_still_it_tells_why(tmp_path):
+def test_of_a_model_that_stood_still_it_tells_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mm_edge.sim.world.TIME_LIMIT_S", 2.0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of this process are not the demo's
     write_toy_bundle(tmp_path / "toy")
-    demo = start(tmp_path, "--bundle", str(tmp_path / "toy"), "--no-ros", "--episodes", "1")
-    text, errors = demo.communicate(timeout=120)
-    assert demo.returncode == 0, errors
-    assert "timeout after 40.0 s" in text and "expected words among the 3 the model knows, got unknown" in text
+    arguments = ["--bundle", str(tmp_path / "toy"), "--no-ros", "--episodes", "1", "--out", str(tmp_path)]
+    assert main(["demo", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "timeout after 2.0 s" in text and "expected words among the 3 the model knows, got unknown" in text
 
 
 def test_a_fault_that_makes_no_sense_is_refused_before_anything_starts(tmp_path):

@@ -112,7 +112,7 @@ def test_samples_become_actions_and_the_node_ends_cleanly(graph, toy):
     robot = Robot(graph)
     # The toy settles at text 1 + brightness 0.4 x text 1; the watchdog knows the robot's limit of 0.6 m/s.
     graph.wait(lambda: robot.acts(about=1.4), "action")
-    graph.wait(lambda: moving(robot), "cmd_vel")
+    graph.wait(lambda: any(msg.twist.linear.x >= 0.6 for msg in robot.wheels), "cmd_vel")  # after speeding up
     assert max(msg.twist.linear.x for msg in robot.wheels) == pytest.approx(0.6)
     output = graph.wait(robot.output, "output")
     assert output.mask == {"camera": True, "imu": True, "text": True}
