@@ -251,9 +251,9 @@ class Finding:
         if not self.began:
             return f"{self.fault}: never began, it was over before"
         told = f"detected after {self.detected_ms:.0f} ms ({self.words})" if self.words else "not detected"
-        did = [(self.stopped_ms, "stopped"), (self.drove_without_ms, "drove on without it")]
+        did = [(self.stopped_ms, "stopped"), (self.drove_without_ms, "went on acting without it")]
         did = sorted((ms, f"{what} after {ms:.0f} ms") for ms, what in did if ms is not None)
-        return f"{self.fault}: {told}; {', '.join(what for _, what in did) or 'drove on'}"
+        return f"{self.fault}: {told}; {', '.join(what for _, what in did) or 'went on acting'}"
 
 
 class FaultWatch:

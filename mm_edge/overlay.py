@@ -22,6 +22,7 @@ COLUMNS, LINE = 6, 26  # tiles of words in a row; height of a line of text
 MOST_VALUES = 3  # that are shown, if there are more than four
 EVENT_S = 2.0  # for so long an event can be read
 SHEET_COLUMNS, THUMB = 5, (320, 240)
+STANDS = 0.02  # of full speed: slower than that is not shown as a way to go
 INK, DIM, BAD, GOOD, AMBER, SHADE = (
     (240, 240, 240),
     (150, 150, 150),
@@ -171,7 +172,8 @@ def _cv2() -> Any:
 
 
 def _arrow(cv2, frame: np.ndarray, action: Action) -> None:
-    """The way the first row of the action leads, bent as the robot would turn; of joints their positions in words."""
+    """The way the first row of the action leads, bent as the robot would turn, none if it stands; of joints their
+    positions in words."""
     values = dict(zip(action.names, action.values[0].tolist()))
     if "linear_x" not in values and "angular_z" not in values:
         label = "  ".join(f"{name} {value:+.2f}" for name, value in values.items())
@@ -179,6 +181,10 @@ def _arrow(cv2, frame: np.ndarray, action: Action) -> None:
         return
     v, w = values.get("linear_x", 0.0), values.get("angular_z", 0.0)
     height, width = frame.shape[:2]
+    label = f"{v:+.2f} m/s  {w:+.2f} rad/s"
+    _write(cv2, frame, label, (width - _width(cv2, label, 0.5) - 12, height - 12), INK)
+    if max(abs(v) / 0.6, abs(w) / 1.8) < STANDS:
+        return
     t = np.linspace(0, 1, 24)
     length = height * (0.12 + 0.45 * min(abs(v) / 0.6, 1.0)) * (1 if v >= 0 else -1)
     turn = np.clip(w / 1.8, -1, 1) * math.radians(80) * t
@@ -193,8 +199,6 @@ def _arrow(cv2, frame: np.ndarray, action: Action) -> None:
         head = path[-1] + np.stack([along * size, across * size * 0.7, across * size * -0.7])
         cv2.polylines(frame, [(16 * path).astype(np.int32)], False, ink, thick, cv2.LINE_AA, shift=4)
         cv2.fillPoly(frame, [head.astype(np.int32)], ink, cv2.LINE_AA)
-    label = f"{v:+.2f} m/s  {w:+.2f} rad/s"
-    _write(cv2, frame, label, (width - _width(cv2, label, 0.5) - 12, height - 12), INK)
 
 
 def _caption(cv2, frame: np.ndarray, title: str, output: Output) -> None:

@@ -186,7 +186,7 @@ def test_a_fault_that_was_noticed_and_driven_through():
     watch.see(output(1310, ("camera dead: silent for 0.30 s",), camera=False))
     watch.see(output(1400, ("camera dead: silent for 0.39 s",), camera=False))
     assert str(watch.findings[0]) == (
-        "camera:die@1: detected after 310 ms (camera dead: silent for 0.30 s); drove on without it after 310 ms"
+        "camera:die@1: detected after 310 ms (camera dead: silent for 0.30 s); went on acting without it after 310 ms"
     )
     assert watch.false_alarms == []
 
@@ -213,7 +213,7 @@ def test_what_comes_after_a_fault_is_not_due_to_it():
 def test_a_fault_that_went_unnoticed():
     watch = FaultWatch([parse_fault("imu:noise@1")], T0)
     watch.see(output(1500))
-    assert str(watch.findings[0]) == "imu:noise@1: not detected; drove on"
+    assert str(watch.findings[0]) == "imu:noise@1: not detected; went on acting"
 
 
 def test_only_what_is_new_is_due_to_a_fault():
@@ -223,7 +223,7 @@ def test_only_what_is_new_is_due_to_a_fault():
     watch.see(output(1100, ("camera jitters: 21 ms",), reasons=("camera never seen",)))
     watch.see(output(1200))
     watch.see(output(1300, reasons=("text never seen",)))
-    assert str(watch.findings[0]) == "camera:die@1: not detected; drove on"
+    assert str(watch.findings[0]) == "camera:die@1: not detected; went on acting"
 
 
 def test_what_is_said_of_a_stream_without_a_fault_is_a_false_alarm_once_as_long_as_it_lasts():

@@ -133,6 +133,11 @@ def test_the_arrow_bends_the_way_the_robot_turns():
     assert left[:, 1].mean() < 310 and right[:, 1].mean() > 330
 
 
+def test_a_robot_that_stands_has_no_arrow():
+    picture = draw(np.zeros((480, 640, 3), np.uint8), output(action=Action(ACTION.names, ACTION.values * 0, 0.1)))
+    assert len(near(picture[440:480], INK)) > 100 and not len(near(picture[:480], GOOD))
+
+
 def test_joints_are_told_in_words():
     arm = replace(ACTION, names=("shoulder", "elbow"))
     picture = draw(np.zeros((480, 640, 3), np.uint8), output(action=arm))
