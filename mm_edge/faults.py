@@ -245,13 +245,13 @@ class Finding:
     detected_ms: float | None = None
     words: str | None = None  # in which it was told
     stopped_ms: float | None = None  # it took the robot's action away
-    drove_without_ms: float | None = None  # the robot had an action, from the other streams
+    acted_without_ms: float | None = None  # the robot had an action, from the other streams
 
     def __str__(self) -> str:
         if not self.began:
             return f"{self.fault}: never began, it was over before"
         told = f"detected after {self.detected_ms:.0f} ms ({self.words})" if self.words else "not detected"
-        did = [(self.stopped_ms, "stopped"), (self.drove_without_ms, "went on acting without it")]
+        did = [(self.stopped_ms, "stopped"), (self.acted_without_ms, "went on acting without it")]
         did = sorted((ms, f"{what} after {ms:.0f} ms") for ms, what in did if ms is not None)
         return f"{self.fault}: {told}; {', '.join(what for _, what in did) or 'went on acting'}"
 
@@ -302,8 +302,8 @@ class FaultWatch:
         if said and finding.detected_ms is None:
             finding.detected_ms, finding.words = since_ms, said[0]
         acts, because = output.action is not None, (f"{stream} ", "no sensor is present")
-        if acts and not output.mask[stream] and finding.drove_without_ms is None:
-            finding.drove_without_ms = since_ms
+        if acts and not output.mask[stream] and finding.acted_without_ms is None:
+            finding.acted_without_ms = since_ms
         due = since_ms < (fault.end_s - fault.start_s) * 1e3 and not output.mask[stream]
         stopped = due and not acts and self._acted and any(text.startswith(because) for text in output.reasons)
         if stopped and finding.stopped_ms is None:

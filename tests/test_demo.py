@@ -58,7 +58,7 @@ def test_with_a_fault_it_tells_what_became_of_it(tmp_path, how):
     assert camera["fault"] == "camera:truncate@1.5-2.5" and camera["words"].startswith(
         "camera refused: camera: expected"
     )
-    assert scan["detected_ms"] < 1000 and camera["detected_ms"] < 1000 and scan["drove_without_ms"] < 1000
+    assert scan["detected_ms"] < 1000 and camera["detected_ms"] < 1000 and scan["acted_without_ms"] < 1000
 
 
 def test_of_a_model_that_stood_still_it_tells_why(tmp_path, monkeypatch, capsys):

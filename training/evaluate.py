@@ -266,7 +266,7 @@ def summarise_faults(results: list[Result]) -> dict[str, Any]:
         "detected": len(detected),
         "detection_ms": {"p50": _round(np.median(detected)), "max": _round(max(detected))} if detected else None,
         "words": Counter(re.sub(r"[-+\d.]+", "#", f.words) for f in findings if f.words),
-        "drove_without": sum(f.drove_without_ms is not None for f in findings),
+        "acted_without": sum(f.acted_without_ms is not None for f in findings),
         "safe_stops": sum(f.stopped_ms is not None for f in findings),
         "stop_m": {"p50": _round(np.median(stops_m), 3), "max": _round(max(stops_m), 3)} if stops_m else None,
     }
