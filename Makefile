@@ -14,8 +14,9 @@ export OMP_WAIT_POLICY := PASSIVE
 demo: $(VENV)/.demo
 	$(BIN)/mm-edge demo $(ARGS)
 
+# Files beside each other, one a core; what runs in real time has the machine for itself (tests/conftest.py).
 test: $(VENV)/.setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --dist loadfile -n logical --maxprocesses 4 $(ARGS)
 
 setup: $(VENV)/.setup
 

@@ -26,6 +26,8 @@ from toy_language import BLUE, RED, write_toy_language
 
 from mm_edge.messages import to_ros
 
+pytestmark = pytest.mark.real_time
+
 KEPT = QoSProfile(depth=20, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 WARN, ERROR = b"\x01", b"\x02"
 

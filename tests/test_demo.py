@@ -14,6 +14,8 @@ from toy_bundle import write_toy_bundle
 
 from mm_edge.cli import main
 
+pytestmark = pytest.mark.real_time
+
 pytest.importorskip("mujoco", reason="the demo needs the simulator")
 
 

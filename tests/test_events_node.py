@@ -19,6 +19,8 @@ from mm_edge.events import SOUND_MPS
 from mm_edge.messages import to_ros
 from mm_edge.types import Audio
 
+pytestmark = pytest.mark.real_time
+
 CHUNK, EARS_M = 320, 0.16
 KEPT = QoSProfile(depth=20, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 

@@ -17,6 +17,8 @@ import yaml
 from mm_edge.messages import readable
 from mm_edge.types import KINDS
 
+pytestmark = pytest.mark.real_time
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ros2_ws" / "src" / "mm_edge_ros"
 NODES = {f"{name}_node" for name in ("edge", "watchdog", "caption", "record", "view", "search", "sim", "demo")}

@@ -34,6 +34,8 @@ from mm_edge.recording import Command, Tick, partial, read, read_metadata
 from mm_edge.replay import events, replay
 from mm_edge.types import Sample
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture
 def graph(tmp_path):

@@ -35,6 +35,8 @@ from mm_edge.errors import SampleError
 from mm_edge.messages import to_ros
 from mm_edge.types import Scan, StreamSpec
 
+pytestmark = pytest.mark.real_time
+
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 BEST_EFFORT = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 GREY = 102  # brightness 0.4

@@ -27,6 +27,8 @@ from toy_bundle import GRAPHS, files, manifest, onnx_bytes
 from mm_edge.bundle import write_bundle
 from mm_edge.messages import to_ros
 
+pytestmark = pytest.mark.real_time
+
 DEADLINE_MS = 150.0
 STOP_S = 0.2  # from a fault to a zero command
 BRIGHT = 250

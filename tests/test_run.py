@@ -28,6 +28,8 @@ from mm_edge.bundle import SHIPPED
 from mm_edge.cli import main
 from mm_edge.overlay import GOOD
 
+pytestmark = pytest.mark.real_time
+
 ROOT = Path(__file__).parents[1]
 
 

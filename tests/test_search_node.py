@@ -18,6 +18,8 @@ from toy_language import write_toy_language
 
 from mm_edge.types import NS
 
+pytestmark = pytest.mark.real_time
+
 
 @pytest.fixture
 def graph(tmp_path):

@@ -17,6 +17,8 @@ from toy_bundle import write_toy_bundle
 from mm_edge.messages import AUDIO_CHUNK, MESSAGE_TYPES, from_ros
 from mm_edge.types import StreamSpec
 
+pytestmark = pytest.mark.real_time
+
 soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
 
 OK, ERROR = b"\x00", b"\x02"

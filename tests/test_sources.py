@@ -23,6 +23,8 @@ from mm_edge.health import StreamMonitor
 from mm_edge.sources import CameraSource, Feed, FileSource, MicrophoneSource, SampleClock, _thinned, open_sound
 from mm_edge.types import NS, Audio, Sample, StreamSpec
 
+pytestmark = pytest.mark.real_time
+
 cv2 = pytest.importorskip("cv2", reason="cv2 is not installed")
 soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
 

@@ -29,6 +29,8 @@ from mm_edge.preprocess import mel_bank
 from mm_edge.types import Action, Attention, Audio, Caption, Event, Output, Sample, Scan, StreamSpec
 from mm_edge.viewer import CELL, Viewer
 
+pytestmark = pytest.mark.real_time
+
 S = 1_000_000_000
 MS = 1_000_000
 TWIST = ("linear_x", "angular_z")
