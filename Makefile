@@ -8,6 +8,8 @@ NUMPY := $(if $(ROS_DISTRO),'numpy<2')
 COMMA := ,
 ROS := $(if $(ROS_DISTRO),,$(COMMA)ros)
 export OMP_WAIT_POLICY := PASSIVE
+# Packages come uncompiled (below): of what is imported, the first process keeps what each would have to make anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test setup lint train-drive clean
 
@@ -37,7 +39,7 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(SITE) $(VENV)
 	touch $@
 
-# --no-compile: what is imported is compiled then; of the rest, which is most, nothing need be.
+# --no-compile: what is imported is compiled then, once; of the rest, which is most, nothing need be.
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/pip install -q --no-compile -c constraints.txt -e ".[ort,camera,sim,record$(ROS)]" $(NUMPY)
 	touch $@
