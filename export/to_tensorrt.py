@@ -32,8 +32,8 @@ def build_rtx(onnx: bytes) -> bytes:
 def build_parts(bundle: Bundle, build: Callable[[bytes], bytes]) -> dict[str, int]:
     """Build all parts with a progress bar; the engines' sizes in bytes. Raises EngineError, naming the file."""
     sizes = {}
-    for part in (bar := tqdm(bundle.graphs(), unit="part")):
-        bar.set_description(part.file)
+    for part in (bar := tqdm(bundle.graphs(), unit="part", delay=0.5)):
+        bar.set_description(part.file, refresh=False)
         started = time.perf_counter()
         try:
             sizes[part.name] = len(build(bundle.contents[part.file]))

@@ -25,7 +25,7 @@ import argparse
 import heapq
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -243,14 +243,16 @@ class Finding:
     fault: str
     began: bool = False
     detected_ms: float | None = None
-    words: str | None = None  # in which it was told
+    words: list[str] = field(default_factory=list)  # in which it was told, each but for its numbers once
     stopped_ms: float | None = None  # it took the robot's action away
     acted_without_ms: float | None = None  # the robot had an action, from the other streams
 
     def __str__(self) -> str:
         if not self.began:
             return f"{self.fault}: never began, it was over before"
-        told = f"detected after {self.detected_ms:.0f} ms ({self.words})" if self.words else "not detected"
+        told = "not detected"
+        if self.detected_ms is not None:
+            told = f"detected after {self.detected_ms:.0f} ms ({'; '.join(self.words)})"
         did = [(self.stopped_ms, "stopped"), (self.acted_without_ms, "went on acting without it")]
         did = sorted((ms, f"{what} after {ms:.0f} ms") for ms, what in did if ms is not None)
         return f"{self.fault}: {told}; {', '.join(what for _, what in did) or 'went on acting'}"
@@ -300,7 +302,9 @@ class FaultWatch:
     def _follow(self, finding: Finding, since_ms: float, output: Output, fault: Fault, said: list[str]) -> None:
         stream = fault.stream
         if said and finding.detected_ms is None:
-            finding.detected_ms, finding.words = since_ms, said[0]
+            finding.detected_ms = since_ms
+        known = set(map(_words, finding.words))
+        finding.words += [text for text in said if _words(text) not in known]
         acts, because = output.action is not None, (f"{stream} ", "no sensor is present")
         if acts and not output.mask[stream] and finding.acted_without_ms is None:
             finding.acted_without_ms = since_ms

@@ -57,9 +57,8 @@ def test_with_a_fault_it_tells_what_became_of_it(tmp_path, how):
     got = report(start(tmp_path, *how, "--episodes", "1", "--json", *faults), tmp_path)
     scan, camera = got["faults"]
     assert scan["fault"] == "scan:freeze@1" and camera["fault"] == "camera:truncate@1.5-2.5"
-    late = () if how else ("scan jitters", "camera jitters")  # a busy machine may first make them late
-    assert scan["words"].startswith(("scan frozen: the same data for", *late))
-    assert camera["words"].startswith(("camera refused: camera: expected", *late))
+    assert any(text.startswith("scan frozen: the same data for") for text in scan["words"])
+    assert any(text.startswith("camera refused: camera: expected") for text in camera["words"])
     assert scan["detected_ms"] < 1000 and camera["detected_ms"] < 1000 and scan["acted_without_ms"] < 1000
 
 

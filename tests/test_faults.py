@@ -191,6 +191,18 @@ def test_a_fault_that_was_noticed_and_driven_through():
     assert watch.false_alarms == []
 
 
+def test_all_that_was_told_of_a_fault_is_kept_each_kind_once():
+    """What comes first may be chance: a busy machine delivers late."""
+    watch = FaultWatch([parse_fault("camera:die@1")], T0)
+    watch.see(output(900))
+    watch.see(output(1100, ("camera jitters: 20 ms",)))
+    watch.see(output(1310, ("camera jitters: 21 ms", "camera dead: silent for 0.30 s"), camera=False))
+    assert watch.findings[0].words == ["camera jitters: 20 ms", "camera dead: silent for 0.30 s"]
+    assert str(watch.findings[0]).startswith(
+        "camera:die@1: detected after 100 ms (camera jitters: 20 ms; camera dead: silent for 0.30 s); "
+    )
+
+
 def test_a_fault_that_stopped_the_robot_after_a_while():
     watch = FaultWatch([parse_fault("camera:die@1")], T0)
     watch.see(output(900))

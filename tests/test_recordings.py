@@ -216,7 +216,7 @@ def test_good_recordings_pass_and_the_table_can_be_read(tmp_path, capsys):
     assert lines[1].split() == ["stream", "topic", "files", "messages", "Hz", "gap", "s", "late", "ms", "jitter", "ms"]
     assert lines[2].split() == ["front_image_raw", "/front/image_raw", "2", "60", "10.0", "0.10", "20.0", "0.0"]
     assert "commands on arm/joint_trajectory: 120 positions, standing 0%" in lines
-    assert "0 errors, 0 warnings" in lines
+    assert "errors: 0, warnings: 0" in lines
     assert main([str(tmp_path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["balance"]["histogram"] == {"shoulder": [12] * 10, "elbow": [0] * 5 + [120] + [0] * 4}

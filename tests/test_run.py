@@ -119,6 +119,16 @@ def test_a_line_that_is_typed_is_the_next_command(toy, tmp_path):
     assert got["streams"]["text"] == {"admitted": 1, "refused": 1}
 
 
+def test_a_line_that_another_program_prints_is_the_next_command(toy, tmp_path):
+    process = running(toy, "--camera", write_video(tmp_path / "long.avi", 100, 10), stdin=subprocess.PIPE)
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    while "  linear_x" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    assert report(process)[1]["streams"]["text"] == {"admitted": 1}
+
+
 def test_ctrl_c_ends_it_with_its_report(toy, tmp_path):
     long = write_video(tmp_path / "long.avi", frames=600, fps=10)
     process = running(toy, "--camera", long, "--text", "go")
@@ -147,6 +157,7 @@ def test_it_is_seen_in_a_browser_or_kept_for_rerun(toy, video, tmp_path):
 def test_a_camera_that_fails_ends_it_with_status_1(toy, tmp_path, capsys, monkeypatch):
     """One that is live and ends: here a file that is read as if it were."""
     monkeypatch.setattr("mm_edge.sources.isfile", lambda path: False)
+    monkeypatch.setattr("sys.stdin", None)  # pytest's cannot be read
     video = write_video(tmp_path / "video.avi")
     begun_s = time.monotonic()
     assert main(["run", toy, "--camera", video, "--seconds", "30"]) == 1

@@ -139,7 +139,7 @@ class Report:
             lines.append(f"  {name}: {low:.3g} |{bars}| {high:.3g}{unit}, changes by up to {rate:.3g}{unit} a second")
         if self.unused:
             lines += ["", f"not used: {', '.join(self.unused)}"]
-        found = [f"{len(self.errors)} errors, {len(self.findings) - len(self.errors)} warnings"]
+        found = [f"errors: {len(self.errors)}, warnings: {len(self.findings) - len(self.errors)}"]
         return "\n".join([*lines, "", *map(str, self.findings), *found])
 
 

@@ -123,7 +123,9 @@ def compare(
             if not file.exists():
                 print(f"{name}, seed {seed}", file=sys.stderr)
                 weights = train(mine, folder, workers=1)
-                file.write_text(json.dumps(trial(mine, weights)))
+                part = file.with_suffix(".part")
+                part.write_text(json.dumps(trial(mine, weights)))
+                part.rename(file)
             found = json.loads(file.read_text())
             if "windows" not in found:
                 raise ValueError(f"{file}: of an earlier version, whose scores need not be the same: remove {folder}")

@@ -63,7 +63,7 @@ def raw_recipe(raw: dict[str, Any], folder: Path, topic: str, go_on: bool) -> di
     report = check(recordings, streams, label)
     print(report)
     if report.errors and not go_on:
-        raise ValueError(f"{folder}: {len(report.errors)} errors, see above; --go-on trains with the rest")
+        raise ValueError(f"{folder}: errors in it: {len(report.errors)}, see above; --go-on trains with the rest")
     usable = report.usable(recordings)
     if not usable:
         raise ValueError(f"{folder}: no recording is left to train on")

@@ -2,8 +2,8 @@
 this machine, live and without ROS.
 
 Camera, microphone and text become the bundle's streams of their kind; the model does without all others, as on a robot
-whose sensors are dead, and says so. A file plays in real time. A line that is typed is the next command. Ends with
-Ctrl-C, after --seconds, or with the last source, and then tells what came of it.
+whose sensors are dead, and says so. A file plays in real time. A line that is typed, or piped in, is the next command.
+Ends with Ctrl-C, after --seconds, or with the last source, and then tells what came of it.
 """
 
 from __future__ import annotations
@@ -130,8 +130,9 @@ class Live:
         self._begun_s, self._begun_cpu_s = time.monotonic(), time.process_time()
         if self._text:
             self._command(self._text)
-        if self._commands and sys.stdin and sys.stdin.isatty():
-            print("type a command, and Enter", flush=True)
+        if self._commands and sys.stdin:
+            if sys.stdin.isatty():
+                print("type a command, and Enter", flush=True)
             threading.Thread(target=self._listen, daemon=True).start()
         return [Feed(source, self._push) for source in self._sources.values()]
 
