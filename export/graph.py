@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm_edge.errors import MissingDependency
+from mm_edge.errors import needs
 
 OPSET = 20
 MAX_ERROR = 1e-4  # between torch and ONNX Runtime
@@ -50,10 +50,8 @@ class Session:
     """A graph in plain ONNX Runtime, one thread: session(x=..., dt=...) -> its outputs by name."""
 
     def __init__(self, onnx: bytes):
-        try:
+        with needs("comparing torch with ONNX Runtime", "onnxruntime", "ort"):
             import onnxruntime
-        except ImportError:
-            raise MissingDependency("comparing torch with ONNX Runtime", "onnxruntime", "ort") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])

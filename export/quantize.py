@@ -19,7 +19,7 @@ from pathlib import Path
 from export.language import GOLDEN_TICKS, write_language
 from mm_edge.bundle import Bundle
 from mm_edge.engine import golden
-from mm_edge.errors import BundleError, EdgeError, MissingDependency
+from mm_edge.errors import BundleError, EdgeError, needs
 from mm_edge.manifest import GOLDEN, MANIFEST
 
 
@@ -47,10 +47,8 @@ def quantize(bundle: Bundle, out: Path) -> None:
 def eight_bits(onnx: bytes) -> bytes:
     """The graph with the weights of its products as int8, each column with a scale of its own; what comes in is made
     int8 as it comes."""
-    try:
+    with needs("making weights of eight bits", "onnx", "export"):
         from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError:
-        raise MissingDependency("making weights of eight bits", "onnx", "export") from None
     logging.getLogger().setLevel(logging.ERROR)  # it advises what makes no difference here
     with tempfile.TemporaryDirectory() as folder:
         large, small = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")

@@ -15,17 +15,15 @@ from tqdm import tqdm
 
 from mm_edge.bundle import Bundle
 from mm_edge.engine import trt
-from mm_edge.errors import EdgeError, EngineError, MissingDependency
+from mm_edge.errors import EdgeError, EngineError, needs
 
 RTX_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")  # TensorRT-RTX knows no Orin, H100 or Thor
 
 
 def build_rtx(onnx: bytes) -> bytes:
     """An engine by TensorRT-RTX, which reads and builds without a GPU. Raises EngineError, MissingDependency."""
-    try:
+    with needs("building without a GPU", "tensorrt_rtx", "trt-rtx"):
         import tensorrt_rtx
-    except ImportError:
-        raise MissingDependency("building without a GPU", "tensorrt_rtx", "trt-rtx") from None
     return trt.build(tensorrt_rtx, onnx, RTX_CAPABILITIES)
 
 

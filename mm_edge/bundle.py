@@ -53,9 +53,10 @@ class Bundle(Manifest):
         """The bundle in a folder, or the shipped one of that name. Raises BundleError, naming the file, if anything is
         missing, damaged, unknown or inconsistent."""
         folder = Path(path)
-        if len(folder.parts) == 1 and not (folder / MANIFEST).exists() and (BUNDLES / folder / MANIFEST).is_file():
+        by_name = len(folder.parts) == 1 and not os.path.exists(folder / MANIFEST)
+        if by_name and os.path.isfile(BUNDLES / folder / MANIFEST):
             folder = BUNDLES / folder
-        if not folder.exists():
+        if not os.path.exists(folder):  # which, unlike Path.exists, takes any name
             shipped = sorted(path.parent.name for path in BUNDLES.glob(f"*/{MANIFEST}"))
             close = difflib.get_close_matches(str(folder).lower(), shipped, 1)  # of a path none is
             meant = f"; did you mean {close[0]}?" if close else ""
@@ -101,12 +102,12 @@ def write_bundle(folder: str | Path, manifest: dict[str, Any], files: dict[str, 
             _refuse_path(new, name)
             (new / name).write_bytes(data)
         Bundle.read(new)
-        if folder.exists():
-            os.rename(folder, old)
         try:
+            if folder.exists():
+                os.rename(folder, old)
             os.rename(new, folder)
-        except OSError:
-            if old.exists():
+        except BaseException:  # Ctrl-C, too
+            if old.exists() and not folder.exists():
                 os.rename(old, folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
@@ -165,7 +166,7 @@ def _check_graphs(folder: Path, manifest: Manifest, contents: dict[str, bytes]) 
         named = {"action": manifest.outputs.action, "values": manifest.outputs.values}.get(name)
         last = len(named.names) if named else m[1] if name == "gates" else None
         dims = 2 if name in ("gates", "values", "embedding") else 3
-        if info.dtype != "float32" or info.shape[0] != 1 or len(info.shape) != dims:
+        if info.dtype != "float32" or len(info.shape) != dims or info.shape[0] != 1:
             raise BundleError(f"{folder / MANIFEST}: {ref} cannot be the {name}: it is {info}")
         if last not in (None, info.shape[-1]):
             raise BundleError(f"{folder / MANIFEST}: {ref} has {info.shape[-1]} values for the {name}, expected {last}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_edge.errors import EdgeError, MissingDependency
+from mm_edge.errors import EdgeError, needs
 
 FPS = 15.0
 CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # a cv2 without ffmpeg still has the second
@@ -29,10 +29,8 @@ class Video:
     """
 
     def __init__(self, path: Path, fps: float):
-        try:
+        with needs("writing a video", "cv2", "camera"):
             import cv2
-        except ImportError:
-            raise MissingDependency("writing a video", "cv2", "camera") from None
         self._cv2 = cv2
         self.path, self._fps = path, fps
         self._writer: Any = None

@@ -4,6 +4,8 @@ what came and, where there is something to do, what to do."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -51,6 +53,15 @@ class MissingDependency(EdgeError):
 
     def __init__(self, what: str, library: str, extra: str):
         super().__init__(f"{what} needs {library}: {install(extra)}")
+
+
+@contextmanager
+def needs(what: str, library: str, extra: str) -> Iterator[None]:
+    """`with needs("the simulator", "mujoco", "sim"): import mujoco` imports it, or raises MissingDependency."""
+    try:
+        yield
+    except ImportError:
+        raise MissingDependency(what, library, extra) from None
 
 
 def install(extra: str) -> str:

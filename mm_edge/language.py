@@ -27,7 +27,7 @@ from mm_edge.bundle import Bundle
 from mm_edge.engine.decoder import Decoder
 from mm_edge.engine.golden import held
 from mm_edge.engine.part import Fresh, Model, ModelInputs
-from mm_edge.errors import BundleError, EdgeError, EngineError, MissingDependency, SampleError
+from mm_edge.errors import BundleError, EdgeError, EngineError, SampleError, needs
 from mm_edge.manifest import TOKENIZER
 from mm_edge.preprocess import Vocabulary, check, fitted, resize
 from mm_edge.types import Caption
@@ -60,10 +60,8 @@ class Pieces:
     """A tokenizer.json of the `tokenizers` library. Its special tokens are never read out of a text."""
 
     def __init__(self, path: Path, data: bytes):
-        try:
+        with needs("a pretrained model's tokenizer", "tokenizers", "language"):
             import tokenizers
-        except ImportError:
-            raise MissingDependency("a pretrained model's tokenizer", "tokenizers", "language") from None
         self._path = path
         with self._named():
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())

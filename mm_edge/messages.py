@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_edge.errors import BundleError, EdgeError, MissingDependency, SampleError
+from mm_edge.errors import BundleError, EdgeError, SampleError, needs
 from mm_edge.types import NS, Action, Attention, Audio, Caption, Event, Output, Sample, Scan, StreamSpec
 
 TWIST = ("linear_x", "linear_y", "linear_z", "angular_x", "angular_y", "angular_z")
@@ -241,10 +241,8 @@ def _claimed_pixels(data: bytes) -> int:
 
 
 def _cv2() -> Any:
-    try:
+    with needs("converting camera frames", "cv2", "camera"):
         import cv2
-    except ImportError:
-        raise MissingDependency("converting camera frames", "cv2", "camera") from None
     return cv2
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_edge.errors import MissingDependency
+from mm_edge.errors import needs
 from mm_edge.types import NS, Action, Attention, Event, Output
 
 MIN_WIDTH = 640  # smaller frames are enlarged to this, so that text can be read,
@@ -164,10 +164,8 @@ def heat_map(attention: Attention, width: int, height: int) -> tuple[np.ndarray,
 
 
 def _cv2() -> Any:
-    try:
+    with needs("drawing overlays", "cv2", "camera"):
         import cv2
-    except ImportError:
-        raise MissingDependency("drawing overlays", "cv2", "camera") from None
     return cv2
 
 

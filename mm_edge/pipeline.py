@@ -193,9 +193,15 @@ class Pipeline:
             (notes if action else reasons).extend(limited)
         attention: tuple[Attention, ...] = ()
         if spec.attention and values and mask[spec.attention.stream]:
-            name = spec.attention.stream
-            attention = (Attention(name, sources[name], values["attention"][0]),)
+            name, weights = spec.attention.stream, values["attention"][0]
+            if math.isfinite(weights.sum()):
+                attention = (Attention(name, sources[name], weights),)
+            else:
+                notes.append("non-finite attention")
         gates = dict(zip(self.specs, values["gates"][0].tolist())) if "gates" in values else {}
+        if not math.isfinite(sum(gates.values())):
+            gates = {}
+            notes.append("non-finite gates")
         events: tuple[Event, ...] = ()
         if self._spotter and said and not window.reset:
             event = self._spotter.take(window.t_ns, values["values"][0])

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import mm_edge
-from mm_edge.errors import EdgeError, MissingDependency, RecordingError, SampleError
+from mm_edge.errors import EdgeError, RecordingError, SampleError, needs
 from mm_edge.messages import MESSAGE_TYPES, NS, action_to_ros, from_ros, readable, to_ros, twist_from_ros
 from mm_edge.types import Action, Sample, StreamSpec
 
@@ -372,10 +372,8 @@ def _open(path: Path) -> Any:
 
 def typestore(name: str = "ROS2_JAZZY") -> Any:
     """The types of a ROS, as rosbags knows them; "EMPTY": none yet. Raises MissingDependency."""
-    try:
+    with needs("reading and writing recordings", "rosbags", "record"):
         from rosbags.typesys import Stores, get_typestore
-    except ImportError:
-        raise MissingDependency("reading and writing recordings", "rosbags", "record") from None
     return get_typestore(Stores[name])
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm_edge.errors import EdgeError, EngineError, MissingDependency, RecordingError, SampleError
+from mm_edge.errors import EdgeError, EngineError, RecordingError, SampleError, needs
 from mm_edge.language import Language
 from mm_edge.overlay import draw_sheet
 from mm_edge.recording import first_messages, named, read, read_metadata
@@ -76,7 +76,7 @@ def found(paths: Iterable[str | Path]) -> dict[Path, list[Path]]:
         if not path.exists():
             raise RecordingError(f"{path}: expected a recording or a folder of them, there is nothing")
         alone = path.is_file() or (path / "metadata.yaml").exists()
-        recordings = [path] if alone else sorted(_inside(path))
+        recordings = [path] if alone else sorted(_inside(path, set()))
         if not recordings:
             raise RecordingError(f"{path}: expected a recording or a folder of them, found none in it")
         known = folders.setdefault(path.parent if alone else path, [])
@@ -84,13 +84,16 @@ def found(paths: Iterable[str | Path]) -> dict[Path, list[Path]]:
     return folders
 
 
-def _inside(folder: Path) -> Iterator[Path]:
-    """Not in what is being written or was not ended well, nor in what is hidden."""
-    for path in folder.iterdir():
-        if path.name.startswith(".") or path.suffix == ".partial":
+def _inside(folder: Path, seen: set[str]) -> Iterator[Path]:
+    """Not in what is being written or was not ended well, nor in what is hidden. Links are followed, but what they lead
+    to is found once, if it can be by its own name."""
+    seen.add(os.path.realpath(folder))
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name)):
+        if path.name.startswith(".") or path.suffix == ".partial" or (real := os.path.realpath(path)) in seen:
             continue
+        seen.add(real)
         if path.is_dir():
-            yield from [path] if (path / "metadata.yaml").exists() else _inside(path)
+            yield from [path] if (path / "metadata.yaml").exists() else _inside(path, seen)
         elif path.suffix in BAGS:
             yield path
 
@@ -107,10 +110,8 @@ class Index:
     """
 
     def __init__(self, folder: str | Path, language: Language, rate_hz: float = RATE_HZ):
-        try:
+        with needs("searching", "lancedb", "search"):
             import lancedb
-        except ImportError:
-            raise MissingDependency("searching", "lancedb", "search") from None
         self.folder, self.language, self.rate_hz = Path(folder), language, rate_hz
         self.path = self.folder / INDEX / language.bundle.id[:16]
         self._recordings: dict[str, _Recording] = {}
@@ -436,8 +437,6 @@ def clock(seconds: float) -> str:
 
 
 def _cv2() -> Any:
-    try:
+    with needs("pictures", "cv2", "camera"):
         import cv2
-    except ImportError:
-        raise MissingDependency("pictures", "cv2", "camera") from None
     return cv2

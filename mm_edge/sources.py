@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_edge.errors import EdgeError, MissingDependency
+from mm_edge.errors import EdgeError, needs
 from mm_edge.types import NS, Audio, Sample
 
 CHUNK_S = 0.02  # of sound
@@ -275,10 +275,8 @@ class FileSource(Source):
 
     def __init__(self, stream: str, path: str, sample_rate_hz: int, channels: int, paced: bool = True):
         super().__init__(stream, path)
-        try:
+        with needs("a sound file", "soundfile", "audio"):
             import soundfile
-        except ImportError:
-            raise MissingDependency("a sound file", "soundfile", "audio") from None
         if not isfile(path):
             raise EdgeError(f"{stream}: {path}: expected a sound file, there is none")
         try:
@@ -340,18 +338,15 @@ def _thinned(rate_hz: float) -> Callable[[int], bool]:
 
 
 def _cv2() -> Any:
-    try:
+    with needs("a camera", "cv2", "camera"):
         import cv2
-    except ImportError:
-        raise MissingDependency("a camera", "cv2", "camera") from None
     return cv2
 
 
 def _sounddevice(stream: str) -> Any:
     try:
-        import sounddevice
-    except ImportError:
-        raise MissingDependency("a microphone", "sounddevice", "audio") from None
+        with needs("a microphone", "sounddevice", "audio"):
+            import sounddevice
     except OSError as error:  # it is the binding alone
         raise EdgeError(
             f"{stream}: a microphone needs the system's PortAudio ({error}): sudo apt install libportaudio2"

@@ -27,7 +27,7 @@ import numpy as np
 
 from mm_edge.align import Aligner
 from mm_edge.bundle import Bundle
-from mm_edge.errors import EdgeError, MissingDependency, SampleError
+from mm_edge.errors import EdgeError, SampleError, needs
 from mm_edge.overlay import AMBER, BAD, DIM, GOOD, INK, SHADE, heat_map
 from mm_edge.preprocess import AUDIO_FRAME, AUDIO_HOP_S, check, log_mel
 from mm_edge.types import NS, Action, Attention, Output, Sample, Scan, StreamSpec
@@ -51,14 +51,10 @@ class Viewer:
     """
 
     def __init__(self, bundle: Bundle, live: bool = False):
-        try:
+        with needs("the viewer", "rerun", "viewer"):
             import rerun
-        except ImportError:
-            raise MissingDependency("the viewer", "rerun", "viewer") from None
-        try:
+        with needs("the viewer", "cv2", "camera"):
             import cv2
-        except ImportError:
-            raise MissingDependency("the viewer", "cv2", "camera") from None
         self._rr, self._cv2 = rerun, cv2
         self._bundle, self._live = bundle, live
         self._specs = {spec.name: spec for spec in bundle.streams}

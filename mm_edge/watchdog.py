@@ -101,6 +101,7 @@ class Watchdog:
             stamp_ns: when it was sent, on the ROS clock.
             values: (A,), as the limits.
         """
+        self._look(now_steady_ns)
         fault = self._fault(source, stamp_ns, values, now_steady_ns, now_ros_ns)
         same, self._source, self._heard_ns = source == self._source, source, now_steady_ns
         self._stop_if_silent(now_steady_ns)
@@ -168,15 +169,18 @@ class Watchdog:
         return bool(self._told)
 
     def check(self, now_steady_ns: int) -> bool:
-        """Must the robot stand? Call it when the deadline may have passed, and at least that often: it tells by a
-        longer pause that it was starved itself."""
-        if now_steady_ns - self._looked_ns >= 2 * self._deadline_ns:
-            self._woke_ns = now_steady_ns
+        """Must the robot stand? Call it when the deadline may have passed, and at least that often."""
+        self._look(now_steady_ns)
         self._stop_if_silent(now_steady_ns)
         return self.reason is not None
 
-    def _stop_if_silent(self, now_steady_ns: int) -> None:
+    def _look(self, now_steady_ns: int) -> None:
+        """It tells by a pause of its own, longer than any between two checks, that it was starved."""
+        if now_steady_ns - self._looked_ns >= 2 * self._deadline_ns:
+            self._woke_ns = now_steady_ns
         self._looked_ns = now_steady_ns
+
+    def _stop_if_silent(self, now_steady_ns: int) -> None:
         silent_ns = now_steady_ns - self._valid_ns
         if self.reason is None and silent_ns >= self._deadline_ns:
             self.reason = f"no valid action for {silent_ns / 1e6:.0f} ms, {self._deadline_ns / 1e6:.0f} ms allowed"

@@ -178,6 +178,15 @@ def test_a_graph_must_take_and_give_what_the_manifest_says(toy):
         Bundle.read(rewrite(toy, set_in("streams", 0, "shape", [9, 9, 3])))
 
 
+def test_a_number_alone_is_no_action(toy):
+    scalar = GRAPHS["fusion"].replace("float[1,1,2] action", "float action")
+    fusion = onnx_bytes(
+        "fusion", scalar.replace("action = Reshape (both, chunk)", "action = ReduceSum <keepdims = 0> (both)")
+    )
+    with pytest.raises(BundleError, match=r"fusion\.action cannot be the action"):
+        write_bundle(toy, manifest(), {**files(), "fusion.onnx": fusion})
+
+
 def test_state_that_the_graph_does_not_carry_is_refused(toy):
     with pytest.raises(BundleError, match=r"imu.onnx: inputs 'w_in': expected float32 \(1, 1\), got nothing"):
         Bundle.read(rewrite(toy, set_in("parts", 2, "state", {"v": [1, 1], "w": [1, 1]})))
@@ -234,16 +243,17 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["years of work"]
 
 
-def test_what_cannot_be_put_in_place_leaves_the_old_one(toy, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+def test_what_cannot_be_put_in_place_leaves_the_old_one(toy, monkeypatch, error):
     before, rename = Bundle.read(toy).id, os.rename
 
-    def full(source, target):
+    def fail(source, target):
         if Path(source).name == "new":
-            raise OSError("no space left")
+            raise error
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(type(error)):
         write_bundle(toy, {**manifest(), "task": "new"}, files())
     assert Bundle.read(toy).id == before
     assert os.listdir(toy.parent) == ["toy"]

@@ -38,7 +38,7 @@ class Microphones:
         self.graph, self.first, self.waiting = graph, 0, np.zeros((0, 2), np.int16)
         self.publisher = graph.node.create_publisher(PointCloud2, "audio", QoSProfile(depth=50))
         self.events, self.outputs = graph.subscribe(String, "events", KEPT), graph.subscribe(String, "events/output")
-        self.commands = graph.subscribe(String, "command_text", LATCHED)
+        self.commands = graph.subscribe(String, "command_text")
         self.diagnostics = graph.subscribe(DiagnosticArray, "/diagnostics")
         graph.node.create_timer(CHUNK / RATE_HZ, self.hear)
 
@@ -97,11 +97,13 @@ def test_two_microphones_tell_where_a_sound_comes_from(graph, tmp_path, late):
     assert event["bearing_rad"] == pytest.approx(np.arcsin(late / RATE_HZ * SOUND_MPS / EARS_M), abs=0.06)
 
 
-def test_words_become_commands_and_go_goes_on_with_the_last(graph, tmp_path):
+@pytest.mark.parametrize("offers", [LATCHED, QoSProfile(depth=1)], ids=["kept", "said once"])
+def test_words_become_commands_and_go_goes_on_with_the_last(graph, tmp_path, offers):
     write_toy_ear(tmp_path / "ear")
     ears = Microphones(graph)
-    person = graph.node.create_publisher(String, "command_text", LATCHED)
+    person = graph.node.create_publisher(String, "command_text", offers)
     ears.start(tmp_path / "ear", commands=["stop=stop", "go="])
+    graph.wait(lambda: person.get_subscription_count() == 2, "the node's subscription beside ours")
     person.publish(String(data="drive to the red ball"))
     graph.wait(lambda: ears.commands, "command")
     for hz, said in ((STOP_HZ, "stop"), (GO_HZ, "drive to the red ball")):

@@ -123,6 +123,22 @@ def test_a_sensor_whose_features_are_not_finite_counts_as_missing(pipeline):
     assert pipeline.health(T).dropped == {"camera": 1}
 
 
+def test_what_is_only_shown_is_left_out_if_it_is_not_finite(pipeline, monkeypatch):
+    """Attention and gates, of which a part's `ok` need not say anything."""
+    step = pipeline.model.step
+
+    def spoiled(inputs):
+        outputs = step(inputs)
+        outputs.values["attention"][0, 0, 0] = outputs.values["gates"][0, 0] = np.nan
+        return outputs
+
+    monkeypatch.setattr(pipeline.model, "step", spoiled)
+    push(pipeline, T, text="go", camera=GREY)
+    output = tick(pipeline, T)
+    assert output.action is not None and output.attention == () and output.gates == {}
+    assert output.notes == ("non-finite attention", "non-finite gates")
+
+
 def test_an_engine_that_fails_is_a_reason_not_a_crash(pipeline, monkeypatch):
     def fail():
         raise EngineError("device lost")

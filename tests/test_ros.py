@@ -267,28 +267,60 @@ def test_parameters_that_make_no_sense_are_told_in_a_line(graph, toy):
         assert graph.nodes.start("watchdog_node", parameters, name=f"dog{i}").wait(30) == 1
         (said,) = [line for line in graph.nodes.log(f"dog{i}").read_text().splitlines() if line.strip()]
         assert next(iter(parameters)) in said
-    assert graph.nodes.start("sim_node", {"episodes": -1}).wait(30) == 1
-    assert "episodes: expected 0 or more, got -1" in graph.nodes.log("sim_node").read_text()
+    for name in ("seed", "episodes"):
+        assert graph.nodes.start("sim_node", {name: -1}, name=name).wait(30) == 1
+        assert f"{name}: expected 0 or more, got -1" in graph.nodes.log(name).read_text()
     edge = graph.nodes.start("edge_node", {"bundle": toy, "limits.min": [], "limits.max": [], "limits.max_rate": []})
     assert edge.wait(30) == 1
     assert "limits: expected a min, max and max_rate for each of" in graph.nodes.log("edge_node").read_text()
 
 
-def test_a_tick_that_fails_is_reported_until_ticks_go_well_again(graph, tmp_path):
-    """Of a model that looks nowhere on a picture brighter than 0.9: NaN is no JSON, its output cannot be told."""
-    spoiled = """left = Sub (hard, bright)  root2 = Sqrt (left)  poison2 = Mul (root2, zero)
-        spoiled = Add (weights, poison2)  attention = Reshape (spoiled, grid)"""
-    camera = GRAPHS["camera"].replace("attention = Reshape (weights, grid)", spoiled)
-    camera = onnx_bytes("camera", camera.replace("float one", "float hard = {0.9}, float one"))
-    write_bundle(tmp_path / "toy", manifest(), {**files(), "camera.onnx": camera})
-    graph.nodes.start("edge_node", {"bundle": tmp_path / "toy"})
-    robot = Robot(graph)
-    graph.wait(lambda: robot.says("edge_node: model", "acting"), "diagnostics that all is well")
-    to_ros("image", robot.image, 0, np.full((48, 64, 3), 250, np.uint8))
-    assert graph.wait(lambda: robot.says("edge_node: model", "ValueError"), "diagnostics").level == ERROR
-    to_ros("image", robot.image, 0, np.full((48, 64, 3), GREY, np.uint8))
-    robot.diagnostics.clear()
-    graph.wait(lambda: robot.says("edge_node: model", "acting"), "diagnostics that all is well")
+def test_what_would_have_no_effect_cannot_be_set(graph):
+    graph.nodes.start("watchdog_node")
+    slow = Parameter(name="linear_max", value=ParameterValue(type=3, double_value=0.1))
+    (result,) = graph.call(SetParameters, "watchdog_node/set_parameters", parameters=[slow]).results
+    assert not result.successful and "read-only" in result.reason
+
+
+def edge(graph, toy, code):
+    """An edge_node as a process of its own that runs `code` first."""
+    code = f"{code}\nfrom mm_edge_ros.edge_node import main\nmain()"
+    command = [sys.executable, "-c", code, "--ros-args", "-p", f"bundle:={toy}"]
+    return subprocess.Popen(command, env=graph.nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_tick_that_fails_is_reported_until_ticks_go_well_again(graph, toy, tmp_path):
+    code = f"""if True:
+        from pathlib import Path
+        from mm_edge.pipeline import Pipeline
+        tick = Pipeline.tick
+        def spoiled(self, now_ns):
+            assert not Path({str(tmp_path / "spoil")!r}).exists()
+            return tick(self, now_ns)
+        Pipeline.tick = spoiled"""
+    process, robot = edge(graph, toy, code), Robot(graph)
+    try:
+        graph.wait(lambda: robot.says("edge_node: model", "acting"), "diagnostics that all is well")
+        (tmp_path / "spoil").touch()
+        assert graph.wait(lambda: robot.says("edge_node: model", "AssertionError"), "diagnostics").level == ERROR
+        (tmp_path / "spoil").unlink()
+        robot.diagnostics.clear()
+        graph.wait(lambda: robot.says("edge_node: model", "acting"), "diagnostics that all is well")
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_what_cannot_be_activated_ends_with_why(graph, toy):
+    code = """if True:
+        from mm_edge_ros import bundle_node
+        def subscription(*_):
+            raise RuntimeError("no room for a topic")
+        bundle_node.StreamSubscription = subscription"""
+    process = edge(graph, toy, code)
+    assert "RuntimeError: no room for a topic" in process.communicate(timeout=30)[1]
+    assert process.returncode == 1
 
 
 def test_a_base_that_listens_to_another_type_is_reported(graph):
@@ -355,6 +387,41 @@ def test_a_command_that_was_countermanded_does_not_come_back(graph, toy):
     robot.outputs.clear()
     graph.wait(lambda: len(robot.outputs) > 5, "output")
     assert not robot.acts()
+
+
+def test_of_two_commands_that_were_kept_the_newer_counts_also_if_it_comes_first(graph, monkeypatch):
+    """And what either says from then on. The older one is kept by a process that is stopped meanwhile."""
+    monkeypatch.syspath_prepend(ros.ROS.env["PYTHONPATH"].split(os.pathsep)[0])
+    from mm_edge_ros.streams import StreamSubscription
+
+    code = """if True:
+        import rclpy
+        from rclpy.qos import DurabilityPolicy, QoSProfile
+        from std_msgs.msg import String
+        rclpy.init()
+        kept = QoSProfile(depth=2, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        person = rclpy.create_node("person").create_publisher(String, "command_text", kept)
+        for text in ("drive", "drive on"):
+            person.publish(String(data=text))
+            print(text, flush=True)
+            input()"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code], env=graph.nodes.env, **pipes)
+    try:
+        assert other.stdout.readline() == "drive\n"
+        other.send_signal(signal.SIGSTOP)
+        graph.node.create_publisher(String, "command_text", LATCHED).publish(String(data="stop"))
+        spec, heard = StreamSpec("text", "text", (1,), 0, 0, latched=True), []
+        StreamSubscription(graph.node, spec, "command_text", False, lambda sample: heard.append(sample.data), print)
+        graph.wait(lambda: heard, "command")
+        other.send_signal(signal.SIGCONT)
+        other.stdin.write("\n")
+        other.stdin.flush()
+        graph.wait(lambda: heard[-1] == "drive on", "command of the other")
+    finally:
+        other.kill()
+        other.communicate(timeout=30)
+    assert heard == ["stop", "drive on"]
 
 
 def test_a_vector_is_taken_from_whatever_message_is_published(graph, monkeypatch):
@@ -577,18 +644,15 @@ def test_a_node_whose_inference_hangs_can_be_ended(graph, toy):
     code = """if True:
         import threading
         from mm_edge.pipeline import Pipeline
-        from mm_edge_ros.edge_node import main
         def tick(self, now_ns):
             print("hangs", flush=True)
             threading.Event().wait()
-        Pipeline.tick = tick
-        main()"""
-    command = [sys.executable, "-c", code, "--ros-args", "-p", f"bundle:={toy}"]
-    edge = subprocess.Popen(command, env=graph.nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert edge.stdout.readline() == "hangs\n"
-    edge.send_signal(signal.SIGTERM)
-    assert "inference hangs" in edge.communicate(timeout=30)[1]
-    assert edge.returncode == 1
+        Pipeline.tick = tick"""
+    process = edge(graph, toy, code)
+    assert process.stdout.readline() == "hangs\n"
+    process.send_signal(signal.SIGTERM)
+    assert "inference hangs" in process.communicate(timeout=30)[1]
+    assert process.returncode == 1
 
 
 def test_two_robots_in_namespaces_one_of_them_with_compressed_images(graph, toy):
@@ -637,21 +701,31 @@ def test_all_senses_of_the_simulator_reach_the_shipped_model_and_it_drives(graph
     assert graph.wait(lambda: overlay, "overlay")[-1].width == 640
 
 
-def test_a_node_ends_whatever_its_middleware_waits_for(graph):
+@pytest.mark.parametrize("which", ["Refused", "Spoilt"])
+def test_a_node_ends_whatever_its_middleware_waits_for(graph, which):
     """It has been seen to hang on its way out, after a node's last word."""
-    script = (
-        "import rclpy, threading\n"
-        "from mm_edge.errors import EdgeError\n"
-        "from mm_edge_ros import node\n"
-        "node.LEAVE_S = 1\n"
-        "rclpy.try_shutdown = lambda: threading.Event().wait()\n"
-        "def make_node(): raise EdgeError('no bundle')\n"
-        "node.run(make_node)"
-    )
+    script = f"""if True:
+        import os, rclpy, signal, sys, threading
+        from mm_edge.errors import EdgeError
+        from mm_edge_ros import node
+        node.LEAVE_S = 1
+        rclpy.try_shutdown = lambda: threading.Event().wait()
+        class Refused(node.Node):
+            def __init__(self):
+                raise EdgeError("no bundle")
+        class Spoilt(node.Node):
+            def __init__(self):
+                super().__init__("spoilt")
+            def destroy_node(self):
+                super().destroy_node()
+                print("no disk", file=sys.stderr)
+                sys.exit(1)
+        node.run({which}, lambda *_: os.kill(os.getpid(), signal.SIGTERM))"""
     done = subprocess.run(
         [sys.executable, "-c", script], env=graph.nodes.env, capture_output=True, text=True, timeout=30
     )
-    assert done.returncode == -signal.SIGALRM and "no bundle" in done.stderr
+    said = {"Refused": "no bundle", "Spoilt": "no disk"}[which]
+    assert done.returncode == -signal.SIGALRM and said in done.stderr
 
 
 def test_nodes_die_with_whoever_started_them(tmp_path):

@@ -92,6 +92,13 @@ def test_moments_come_with_score_and_time_the_likest_first(tmp_path, language):
     assert (frame(first, language) == colour(250)).all() and (frame(second, language) == colour(100)).all()
 
 
+def test_what_links_lead_to_is_found_once(tmp_path):
+    record(tmp_path / "real", [0])
+    (tmp_path / "all").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "real")
+    assert found([tmp_path]) == {tmp_path: [tmp_path / "real"]}
+
+
 def test_one_frame_a_second_of_capture_time_is_read(tmp_path, language):
     record(tmp_path / "a", range(30), period_s=0.1)
     updated(tmp_path, language)

@@ -134,6 +134,13 @@ def test_starved_itself_it_does_not_take_a_source_that_was_replaced_meanwhile_fo
     assert [act(dog, t, source="model again") is None for t in (1360, 1427, 1493)] == [True, True, False]
 
 
+def test_starved_it_may_come_to_the_actions_that_queued_up_before_it_comes_to_a_check():
+    dog = running(at_ms=200)
+    act(dog, 1351, age_ms=900)
+    act(dog, 1352, source="model again")
+    assert not dog.latched
+
+
 def test_two_sources_that_go_on_after_it_was_starved_move_nothing_and_latch():
     dog = starved(until_ms=1350)
     for t in range(1351, 1490, 20):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mm_edge.errors import MissingDependency
+from mm_edge.errors import needs
 from training.scans import BackboneCfCScan, CfCScan, LIFScan
 
 MAX_PERIODS = 4.0  # dt / nominal period is clamped here: beyond it the state has been reset or has nothing left to say
@@ -222,10 +222,8 @@ class NcpsCfC(Cell):
 
     def __init__(self, inputs: int, units: int, period_s: float):
         super().__init__(units, period_s)
-        try:
+        with needs("the backbone ncps", "ncps", "compare"):
             from ncps.torch import CfCCell
-        except ImportError:
-            raise MissingDependency("the backbone ncps", "ncps", "compare") from None
         self.cell = CfCCell(inputs, units)
 
     def driven(self, x: Tensor, dt: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from mm_edge.bundle import Bundle
 from mm_edge.engine import load
-from mm_edge.errors import EdgeError, MissingDependency
+from mm_edge.errors import EdgeError, needs
 from mm_edge.preprocess import fitted
 from mm_edge.types import StreamSpec
 from training.batches import Batch
@@ -173,10 +173,8 @@ class Film(NamedTuple):
 
 def decode(path: Path, rate_hz: float, camera: StreamSpec, audio: StreamSpec) -> Film:
     """A file, as these two streams would have it. Raises EdgeError."""
-    try:
+    with needs("reading video clips", "av", "train"):
         import av
-    except ImportError:
-        raise MissingDependency("reading video clips", "av", "train") from None
     if audio.channels not in LAYOUTS:
         raise EdgeError(f"{audio.name}: channels: expected 1 or 2 of a video's sound, got {audio.channels}")
     try:

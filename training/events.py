@@ -28,7 +28,7 @@ from mm_edge import preprocess
 from mm_edge.bundle import Bundle
 from mm_edge.engine import load
 from mm_edge.engine.part import Fresh, ModelInputs
-from mm_edge.errors import MissingDependency
+from mm_edge.errors import needs
 from mm_edge.events import Spotter
 from mm_edge.manifest import EventsSpec
 from mm_edge.preprocess import AUDIO_HOP_S
@@ -292,10 +292,8 @@ def _looking(log: Tables, camera: str, frames: int) -> Tables:
 
 def score(said: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
     """said (n, labels), logits -> each of MEASURES."""
-    try:
+    with needs("the area under a ROC curve", "scikit-learn", "compare"):
         from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-    except ImportError:
-        raise MissingDependency("the area under a ROC curve", "scikit-learn", "compare") from None
     label, shares = labels["label"], torch.from_numpy(said).softmax(-1).numpy()
     curves = [roc_auc_score(label == i, shares[:, i]) for i in range(said.shape[1]) if (label == i).any()]
     right = balanced_accuracy_score(label, said.argmax(-1))

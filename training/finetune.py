@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mm_edge.errors import EdgeError, MissingDependency
+from mm_edge.errors import EdgeError, needs
 from mm_edge.preprocess import fitted
 from training import coco
 from training.pretrained import CAPTION_QUESTION, Pretrained, read_pretrained
@@ -74,10 +74,8 @@ def finetune(
 ) -> list[float]:
     """Write the adapter; each step's loss. Raises EdgeError for data that cannot be learned from, ValueError for a step
     or batch that is too few."""
-    try:
+    with needs("fine-tuning", "peft", "pretrained"):
         import peft
-    except ImportError:
-        raise MissingDependency("fine-tuning", "peft", "pretrained") from None
     least = 2 if source.architecture == "CLIPModel" else 1  # others' captions are what is wrong
     if batch < least or steps < 10:
         raise ValueError(f"expected --batch of at least {least} and --steps of at least 10, got {batch} and {steps}")

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from mm_edge import preprocess
 from mm_edge.align import Aligner
 from mm_edge.cli import at_least
-from mm_edge.errors import EdgeError, MissingDependency, RecordingError
+from mm_edge.errors import EdgeError, RecordingError, needs
 from mm_edge.messages import DRIVEN, TWIST, positions_to_ros
 from mm_edge.recording import RecordingWriter, empty_message, named, read, read_metadata, typestore
 from mm_edge.types import NS, Action, Sample, StreamSpec
@@ -499,18 +499,14 @@ def _tasks(texts: list[str]) -> Any:
 
 
 def _pq() -> Any:
-    try:
+    with needs("reading and writing datasets", "pyarrow", "lerobot"):
         import pyarrow.parquet
-    except ImportError:
-        raise MissingDependency("reading and writing datasets", "pyarrow", "lerobot") from None
     return pyarrow.parquet
 
 
 def _av() -> Any:
-    try:
+    with needs("the videos of datasets", "av", "lerobot"):
         import av
-    except ImportError:
-        raise MissingDependency("the videos of datasets", "av", "lerobot") from None
     return av
 
 

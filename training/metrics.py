@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mm_edge.errors import MissingDependency
+from mm_edge.errors import needs
 
 METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5
 ROUGE_BETA = 1.2
@@ -100,10 +100,8 @@ def meteor(said: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     in their order. A word matches the same word, else one of the same stem (Porter's); no synonyms, which would take
     WordNet's data, so that the figures are a little below those of who has them. Raises MissingDependency without
     nltk, whose stemmer it is."""
-    try:
+    with needs("METEOR", "nltk", "train"):
         from nltk.stem.porter import PorterStemmer
-    except ImportError:
-        raise MissingDependency("METEOR", "nltk", "train") from None
     stem, scores = PorterStemmer().stem, []
     for text, those in zip(said, references, strict=True):
         tokens = words_of(text)

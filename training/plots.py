@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from mm_edge.cli import at_least
-from mm_edge.errors import EdgeError, MissingDependency
+from mm_edge.errors import EdgeError, needs
 from mm_edge.sim.rooms import COLOURS, SHAPES
 from training import vlm
 from training.lessons import Texts, padded
@@ -66,16 +66,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _find_libraries() -> None:
     """Before scenes are made. Raises MissingDependency."""
-    try:
+    with needs("plots", "matplotlib", "compare"):
         import matplotlib
-
-        matplotlib.use("agg")
-    except ImportError:
-        raise MissingDependency("plots", "matplotlib", "compare") from None
-    try:
+    matplotlib.use("agg")
+    with needs("t-SNE", "sklearn", "compare"):
         import sklearn.manifold  # noqa: F401
-    except ImportError:
-        raise MissingDependency("t-SNE", "sklearn", "compare") from None
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_edge.errors import EdgeError, MissingDependency
+from mm_edge.errors import EdgeError, needs
 from mm_edge.types import StreamSpec
 
 # By a config's model_type, the architectures that are known.
@@ -77,10 +77,8 @@ class Pretrained:
 
 def read_pretrained(source: str) -> Pretrained:
     """The model of a folder, or of a name on the hub. Raises EdgeError, naming the folder and what is wrong with it."""
-    try:
+    with needs("a pretrained model", "transformers", "pretrained"):
         import transformers
-    except ImportError:
-        raise MissingDependency("a pretrained model", "transformers", "pretrained") from None
     folder = _folder(source)
     config = _json(folder, "config.json")
     kind, architecture = config.get("model_type"), (config.get("architectures") or [None])[0]
@@ -120,10 +118,8 @@ def read_pretrained(source: str) -> Pretrained:
 
 def merged(model: nn.Module, adapter: Path) -> nn.Module:
     """The model with an adapter of peft (LoRA, AdaLoRA) in its weights. Raises EdgeError."""
-    try:
+    with needs("an adapter", "peft", "pretrained"):
         import peft
-    except ImportError:
-        raise MissingDependency("an adapter", "peft", "pretrained") from None
     _json(adapter, "adapter_config.json")
     if not (adapter / "adapter_model.safetensors").is_file():
         raise EdgeError(f"{adapter}: expected adapter_model.safetensors, got no such file")

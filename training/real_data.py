@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mm_edge.errors import EdgeError, MissingDependency
+from mm_edge.errors import EdgeError, MissingDependency, needs
 
 SOUND = (".flac", ".ogg", ".wav")
 DAMAGED = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
@@ -273,10 +273,8 @@ def read_comma(folder: Path) -> dict[str, Segment]:
 
 def read_donkey(folder: Path) -> Tub:
     """Frames of a car's camera in their order, without those marked as deleted. Their stamps are not real."""
-    try:
+    with needs("reading camera images", "cv2", "camera"):
         import cv2
-    except ImportError:
-        raise MissingDependency("reading camera images", "cv2", "camera") from None
     path = Path(folder) / "donkey_tub_1000.tar.gz"
     members = dict(_members(path))
     rows, deleted = [], set()

@@ -25,10 +25,10 @@ from mm_edge.clip import FILES, Clip
 from mm_edge.commands.ros import Nodes, Ros, RosMissing, find_ros, free_domain
 from mm_edge.errors import EdgeError, MissingDependency
 from mm_edge.faults import Faults, FaultWatch, Finding, add_fault_argument
+from mm_edge.messages import DRIVEN
 from mm_edge.types import Sample
 
 PAUSE_S = 1.0  # between episodes
-WHEELS = ("linear_x", "angular_z")  # what the simulated robot takes
 SILENCE_S = 60.0  # without a word from the simulator, something is broken
 
 
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
     bundle = Bundle.read(args.bundle)
     args.bundle, action = bundle.path.resolve(), bundle.outputs.action
-    if action is None or action.names != WHEELS:
+    if action is None or action.names != DRIVEN:
         got = list(action.names) if action else f"none: it is a model of {bundle.task}"
-        raise EdgeError(f"{bundle.path}: expected a model whose actions are {list(WHEELS)}, got {got}")
+        raise EdgeError(f"{bundle.path}: expected a model whose actions are {list(DRIVEN)}, got {got}")
     streams = {spec.name: spec.kind for spec in bundle.streams}
     for kinds in (KINDS, streams):  # one that makes no sense is refused before anything starts
         Faults(args.faults, kinds)

@@ -22,7 +22,7 @@ from mm_edge.bundle import SHIPPED, Bundle
 from mm_edge.cli import at_least
 from mm_edge.commands.ros import find_ros, parameter_arguments
 from mm_edge.errors import EdgeError
-from mm_edge.messages import TOPICS
+from mm_edge.messages import DRIVEN, TOPICS
 from mm_edge.recording import RecordingWriter, partial, refuse_existing
 from mm_edge.repair import repair
 from mm_edge.types import Action, Sample, StreamSpec
@@ -113,9 +113,7 @@ def record_episode(path: Path, seed: int, streams: tuple[StreamSpec, ...]) -> No
     with RecordingWriter(path, streams, topics, meta) as recording:
 
         def command(topic: str, values: Sequence[float], now_ns: int) -> None:
-            recording.command(
-                topic, Action(("linear_x", "angular_z"), np.array([values], np.float32), 0.0), now_ns, now_ns
-            )
+            recording.command(topic, Action(DRIVEN, np.array([values], np.float32), 0.0), now_ns, now_ns)
 
         def on_tick(now_ns: int) -> None:
             recording.tick(now_ns, episode.labels(driver.camera_ns))

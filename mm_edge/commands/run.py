@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class Live:
         self._unseen: queue.SimpleQueue[Sample] = queue.SimpleQueue()  # by the viewer, which has one thread
         self._wake = threading.Event()
         self._ticks = self._actions = self._captioned_ns = self._anchor_ns = self._drawn = 0
-        self._latency_ms, self._tick_ms = list[float](), list[float]()
+        self._latency_ms, self._tick_ms = deque[float](maxlen=100_000), deque[float](maxlen=100_000)  # some hours
         self._told = {"reasons": Counter[str](), "notes": Counter[str]()}  # whatever their numbers
         self._events: Counter[str] = Counter()
         self._lingering = Lingering()
@@ -319,7 +320,7 @@ def _words(output: Output) -> str:
     return in_words(output.values)
 
 
-def _percentiles(times_ms: list[float]) -> dict[str, float | None]:
+def _percentiles(times_ms: Sequence[float]) -> dict[str, float | None]:
     return {f"p{p}": round(float(np.percentile(times_ms, p)), 2) if times_ms else None for p in (50, 99)}
 
 

@@ -10,13 +10,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mm_edge.errors import EngineError, MissingDependency
+from mm_edge.errors import EngineError, needs
 from mm_edge.onnx_file import read_signature
 
-try:
+with needs("running a model", "onnxruntime", "ort"):
     import onnxruntime
-except ImportError:
-    raise MissingDependency("running a model", "onnxruntime", "ort") from None
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

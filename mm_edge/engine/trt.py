@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_edge.errors import EngineError, MissingDependency
+from mm_edge.errors import EngineError, needs
 from mm_edge.onnx_file import TensorInfo, read_signature
 
 WORKSPACE_BYTES = 256 << 20
@@ -122,10 +122,8 @@ class TrtGraph:
 
 
 def _tensorrt() -> Any:
-    try:
+    with needs("the TensorRT engine", "tensorrt", "tensorrt"):
         import tensorrt
-    except ImportError:
-        raise MissingDependency("the TensorRT engine", "tensorrt", "tensorrt") from None
     return tensorrt
 
 

@@ -15,13 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mm_edge.errors import MissingDependency
+from mm_edge.errors import needs
 from mm_edge.sim.sensors import EAR_DISTANCE_M, SOUND_MPS, camera_rays
 
-try:
+with needs("the simulator", "mujoco", "sim"):
     import mujoco
-except ImportError:
-    raise MissingDependency("the simulator", "mujoco", "sim") from None
 
 MOTIONS = ("falls", "rolls", "knocks")
 MATERIALS = ("wood", "metal", "glass")

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm_edge.errors import MissingDependency
+from mm_edge.errors import needs
 from mm_edge.sim.rooms import REACH_M, Room, Thing, make_room
 
-try:
+with needs("the simulator", "mujoco", "sim"):
     import mujoco
-except ImportError:
-    raise MissingDependency("the simulator", "mujoco", "sim") from None
 
 STEP_S = 0.005
 STEP_NS = 5_000_000

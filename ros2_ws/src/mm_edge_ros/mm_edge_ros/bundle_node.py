@@ -44,9 +44,10 @@ class BundleNode(LifecycleNode):
     def __init__(self, name: str, shipped: Path):
         super().__init__(name)
         self._shipped = shipped
-        declare(self, "bundle", "", f"folder of the bundle to run; empty: the shipped {shipped.name} bundle")
-        declare(self, "engine", "auto", "auto, tensorrt, cuda or cpu")
-        declare(self, "image_transport", "raw", "raw or compressed")
+        what = f"folder of the bundle to run; empty: the shipped {shipped.name} bundle"
+        declare(self, "bundle", "", what, fixed=False)
+        declare(self, "engine", "auto", "auto, tensorrt, cuda or cpu", fixed=False)
+        declare(self, "image_transport", "raw", "raw or compressed", fixed=False)
         self._autostart = declare(self, "autostart", True, "configure and activate without being told to")
 
         self._pipeline: Pipeline | None = None
@@ -68,10 +69,9 @@ class BundleNode(LifecycleNode):
     def _start(self) -> None:
         """Raises EdgeError if it shall start by itself and cannot."""
         if self._autostart:
-            self.trigger_configure()
-            if self._pipeline is None:
-                raise EdgeError(self._trouble)
-            self.trigger_activate()
+            for change in (self.trigger_configure, self.trigger_activate):
+                if change() != TransitionCallbackReturn.SUCCESS:
+                    raise EdgeError(self._trouble)
 
     # ---- a node's own
 
@@ -98,19 +98,27 @@ class BundleNode(LifecycleNode):
                 raise EdgeError(f"image_transport: expected raw or compressed, got {value['image_transport']!r}")
             bundle = Bundle.read(value["bundle"] or self._shipped)
             self._pipeline = self._open(bundle, value["engine"])
-        except Exception as error:  # any other rclpy would swallow without a word
+        except Exception as error:
             self._pipeline = None
-            self._trouble = str(error) if isinstance(error, EdgeError) else f"{type(error).__name__}: {error}"
-            self.get_logger().error(f"not configured: {error}")
-            return TransitionCallbackReturn.FAILURE
+            return self._failed("configured", error)
         self._trouble = ""
         self.get_logger().info(f"{bundle.path} ({bundle.id[:12]}) runs on {self._pipeline.engine}")
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._subscribe()
-        self._begin()
+        try:
+            self._subscribe()
+            self._begin()
+        except Exception as error:
+            self._halt()
+            return self._failed("activated", error)
         return super().on_activate(state)
+
+    def _failed(self, what: str, error: Exception) -> TransitionCallbackReturn:
+        """Whatever it is: of an exception rclpy would say nothing."""
+        self._trouble = str(error) if isinstance(error, EdgeError) else f"{type(error).__name__}: {error}"
+        self.get_logger().error(f"not {what}: {self._trouble}")
+        return TransitionCallbackReturn.FAILURE
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._halt()

@@ -38,7 +38,7 @@ from mm_edge_ros.streams import StreamSubscription
 NICE = 10
 MOST_QUESTIONS, PATIENCE_S = 8, 5.0  # that wait, and how long for a frame
 MOST_LABELS = 256
-QUESTION = StreamSpec("question", "text", (1,), rate_hz=200, max_age_ms=0, latched=True)  # many may come at once
+QUESTION = StreamSpec("question", "text", (1,), rate_hz=200, max_age_ms=0)  # many may come at once
 
 
 class CaptionNode(BundleNode):
@@ -56,9 +56,10 @@ class CaptionNode(BundleNode):
         super().__init__("caption_node", SHIPPED_VLM)
         differs = "a caption comes when the scene differs by more from that of the last: by the cosine distance of"
         differs += " embeddings, 0 to 2; without embeddings by the mean difference of small grey pictures, 0 to 1"
-        declare(self, "change", CHANGE, differs, 0.0, 2.0)
-        declare(self, "rate_hz", 0.0, "captions a second, whether or not the scene changes; 0: none", 0.0, 100.0)
-        labels = declare(self, "labels", [""], "texts to score each frame by; a single empty one: none")
+        declare(self, "change", CHANGE, differs, 0.0, 2.0, fixed=False)
+        anyway = "captions a second, whether or not the scene changes; 0: none"
+        declare(self, "rate_hz", 0.0, anyway, 0.0, 100.0, fixed=False)
+        labels = declare(self, "labels", [""], "texts to score each frame by; a single empty one: none", fixed=False)
         self._labels = _labels(labels)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._language: Language | None = None

@@ -33,10 +33,12 @@ class EdgeNode(BundleNode):
 
     def __init__(self):
         super().__init__("edge_node", SHIPPED)
-        declare(self, "scan_yaw_deg", 0.0, "where the LiDAR's x axis points: 0 ahead, 90 left", -360.0, 360.0)
-        declare(self, "publish_overlay", True, "publish edge/overlay while somebody subscribes to it")
+        yaw = "where the LiDAR's x axis points: 0 ahead, 90 left"
+        declare(self, "scan_yaw_deg", 0.0, yaw, -360.0, 360.0, fixed=False)
+        declare(self, "publish_overlay", True, "publish edge/overlay while somebody subscribes to it", fixed=False)
         for name, what in (("min", "least"), ("max", "greatest"), ("max_rate", "greatest change a second")):
-            declare(self, f"limits.{name}", [0.0], f"the robot's {what} of each action value; a single 0: the bundle's")
+            what = f"the robot's {what} of each action value; a single 0: the bundle's"
+            declare(self, f"limits.{name}", [0.0], what, fixed=False)
         self._enabled = declare(self, "enabled_at_start", True, "move at once; false: not before ~/enable says so")
         self._text = ""
         self._latency_ms: deque[float] = deque(maxlen=10_000)

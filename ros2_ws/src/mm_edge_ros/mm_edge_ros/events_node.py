@@ -21,12 +21,14 @@ from mm_edge.messages import output_to_json, to_ros
 from mm_edge.overlay import Lingering, draw
 from mm_edge.pipeline import Pipeline
 from mm_edge.preprocess import words_of
-from mm_edge.types import NS, Audio, Event, Output, Sample
+from mm_edge.types import NS, Audio, Event, Output, Sample, StreamSpec
 from mm_edge.watchdog import is_stop
 from mm_edge_ros.bundle_node import BundleNode, take_one_thread
 from mm_edge_ros.node import ERROR, EVENTS_QOS, LATCHED_QOS, OK, SENSOR_QOS, WARN, declare, run
+from mm_edge_ros.streams import StreamSubscription
 
 HEARD_S = 1.0  # of the sound that is kept, to tell where it came from
+COMMAND = StreamSpec("command", "text", (1,), rate_hz=0, max_age_ms=0, latched=True)  # of whoever gives them
 
 
 class EventsNode(BundleNode):
@@ -57,7 +59,8 @@ class EventsNode(BundleNode):
         self._overlay = self.create_publisher(Image, "events/overlay", SENSOR_QOS)
         if self._commands:
             self._orders = self.create_publisher(String, "command_text", LATCHED_QOS)
-            self.create_subscription(String, "command_text", self._on_command, LATCHED_QOS)
+            # Not of those that end with `deactivate`: what we ordered is kept for late comers for as long as we live.
+            self._given = StreamSubscription(self, COMMAND, "command_text", False, self._on_command, self._deaf)
         self._start()
 
     def _open(self, bundle: Bundle, engine: str) -> Pipeline:
@@ -86,12 +89,16 @@ class EventsNode(BundleNode):
             self._heard.append((now_ns, sample.data))
         return pushed
 
-    def _on_command(self, msg: String) -> None:
+    def _on_command(self, sample: Sample) -> None:
         """Of anybody, ourselves included."""
-        if not is_stop(msg.data):
-            self._command = msg.data if words_of(msg.data) else self._command
+        text = sample.data
+        if not is_stop(text):
+            self._command = text if words_of(text) else self._command
         elif self._ordered and not is_stop(self._ordered):
-            self._order(msg.data)  # or ours, which is kept for whoever comes later, would be in force again
+            self._order(text)  # or ours, which is kept for whoever comes later, would be in force again
+
+    def _deaf(self, error: EdgeError) -> None:
+        self.get_logger().warning(str(error), throttle_duration_sec=1.0)
 
     # ---- inference thread
 
@@ -128,11 +135,16 @@ class EventsNode(BundleNode):
 
     # ---- diagnostics
 
+    def _report(self) -> None:
+        self._troubles = [text for _, text in self._given.follow()] if self._commands else []
+        super()._report()
+
     def _model_status(self, health: Health, reasons: list[str], trouble: str) -> tuple[bytes, str, dict[str, Any]]:
         age_s = (self.get_clock().now().nanoseconds - self._last_ns) / NS if self._last else math.inf
         values = {"events": sum(self._counts.values()), **self._counts, "event_age_s": f"{age_s:.3f}"}
         if trouble:
             return ERROR, trouble, values
+        reasons += self._troubles
         return WARN if reasons else OK, "; ".join(reasons) or "listening", values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 
 from mm_edge.errors import EdgeError
 
@@ -55,22 +57,31 @@ def run(make_node: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecu
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         sys.exit(1)
     finally:
-        if node is not None:
-            node.destroy_node()
-        executor.shutdown()  # not whenever it is collected, which may be after the context that it needs
-        # All is done but the middleware's own way out, on which it has been seen to hang: whoever waits for this
-        # process, to respawn it, must not wait for that.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(LEAVE_S)
-        rclpy.try_shutdown()
+        try:
+            if node is not None:
+                node.destroy_node()  # which may end with an error, or with a status of its own
+        finally:
+            executor.shutdown()  # not whenever it is collected, which may be after the context that it needs
+            # All is done but the middleware's own way out, on which it has been seen to hang: whoever waits for this
+            # process, to respawn it, must not wait for that.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(LEAVE_S)
+            rclpy.try_shutdown()
 
 
 def declare(
-    node: Node, name: str, default: Any, description: str, low: float | None = None, high: float | None = None
+    node: Node,
+    name: str,
+    default: Any,
+    description: str,
+    low: float | None = None,
+    high: float | None = None,
+    fixed: bool = True,
 ) -> Any:
-    """Declare a parameter and return its value. `low` and `high` bound a float. Raises EdgeError for another type, or
-    one out of bounds."""
-    descriptor = ParameterDescriptor(description=description)
+    """Declare a parameter and return its value. `low` and `high` bound a float. `fixed`: it is read here and now, and
+    whoever sets it later is refused; what would have no effect must not seem to have one. Raises EdgeError for another
+    type, or one out of bounds."""
+    descriptor = ParameterDescriptor(description=description, read_only=fixed)
     if low is not None and high is not None:
         descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
     try:
@@ -79,6 +90,12 @@ def declare(
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
         hint = "; in YAML a whole number is 1.0" if "DOUBLE" in str(error) else ""
         raise EdgeError(f"{name}: {error}{hint}") from None
+
+
+def with_info(callback: Callable[[Any, Mapping[str, Any]], None]) -> Callable[..., None]:
+    """For a subscription: also given what the middleware tells of each message; of nothing in Humble, which does not
+    hand it on."""
+    return callback if hasattr(Subscription, "CallbackType") else partial(callback, info={})
 
 
 def diagnostics(node: Node, statuses: list[tuple[bytes, str, str, Mapping[str, Any]]]) -> DiagnosticArray:

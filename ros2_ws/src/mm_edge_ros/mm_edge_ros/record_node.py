@@ -32,7 +32,7 @@ from mm_edge.errors import EdgeError
 from mm_edge.messages import MESSAGE_TYPES
 from mm_edge.repair import repair
 from mm_edge.tape import MB, TURN_S, Tape, Topic
-from mm_edge_ros.node import STEADY, declare, run
+from mm_edge_ros.node import STEADY, declare, run, with_info
 from mm_edge_ros.streams import message_class, topics, usual_offer
 
 SILENT_S = 3.0  # until it is told that nothing came
@@ -225,9 +225,7 @@ class Source:
             reliability=Reliability.RELIABLE if kept else Reliability.BEST_EFFORT,
             durability=Durability.TRANSIENT_LOCAL if kept else Durability.VOLATILE,
         )
-        take: Callable[..., None] = partial(self._on_message, topic)
-        if not hasattr(Subscription, "CallbackType"):  # Humble
-            take = partial(self._on_message, topic, info={})
+        take = with_info(partial(self._on_message, topic))
         self._subscription = self._node.create_subscription(kind, self._name, take, qos, raw=True)
 
     def _on_message(self, topic: Topic, data: bytes, info: dict[str, Any]) -> None:

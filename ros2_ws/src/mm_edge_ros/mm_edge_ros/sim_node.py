@@ -47,8 +47,9 @@ class SimNode(Node):
         super().__init__("sim_node")
         self._seed = declare(self, "seed", 0, "of the first episode's world; each next one adds 1")
         self._episodes = declare(self, "episodes", 0, "how many; 0: without end")
-        if self._episodes < 0:
-            raise EdgeError(f"episodes: expected 0 or more, got {self._episodes}")
+        for name, value in (("seed", self._seed), ("episodes", self._episodes)):
+            if value < 0:
+                raise EdgeError(f"{name}: expected 0 or more, got {value}")
         self._pause_s = declare(self, "pause_s", 2.5, "silence between episodes", 0.0, 60.0)
         stamped = declare(self, "stamped", True, "cmd_vel is a TwistStamped; false: a Twist")
         self._faults = parse_faults(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rclpy.node import Node
@@ -17,7 +18,7 @@ from rclpy.qos import QoSReliabilityPolicy as Reliability
 from mm_edge.errors import SampleError
 from mm_edge.messages import MESSAGE_TYPES, TOPICS, from_ros, readable
 from mm_edge.types import Sample, StreamSpec
-from mm_edge_ros.node import ERROR, WARN
+from mm_edge_ros.node import ERROR, WARN, with_info
 
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
 
@@ -66,6 +67,7 @@ class StreamSubscription:
         self._type_name = COMPRESSED if compressed and spec.kind == "image" else MESSAGE_TYPES[spec.kind]
         self.topic = node.resolve_topic_name(topic) + ("/compressed" if self._type_name == COMPRESSED else "")
         self._offers = self._usual = usual_offer(spec)
+        self._came_ns = self._sent_ns = 0  # when we did; when the last command was sent; both on the system's clock
         self._subscribe()
 
     def follow(self) -> list[tuple[bytes, str]]:
@@ -116,8 +118,18 @@ class StreamSubscription:
             reliability=Reliability.RELIABLE if reliable else Reliability.BEST_EFFORT,
             durability=Durability.TRANSIENT_LOCAL if kept else Durability.VOLATILE,
         )
-        kind = message_class(self._type_name)
-        self._subscription = self._node.create_subscription(kind, self.topic, self._on_message, qos)
+        kind, self._came_ns = message_class(self._type_name), time.time_ns()
+        take = with_info(self._on_command) if self.spec.latched else self._on_message
+        self._subscription = self._node.create_subscription(kind, self.topic, take, qos)
+
+    def _on_command(self, msg: Any, info: Mapping[str, Any]) -> None:
+        """The one that comes last counts. But each publisher may keep one for whoever comes later, and these come in no
+        order: of what was sent before we came, only what is newer than the one we have."""
+        sent_ns = info.get("source_timestamp", 0)
+        if sent_ns < min(self._sent_ns, self._came_ns):
+            return
+        self._sent_ns = sent_ns
+        self._on_message(msg)
 
     def _on_message(self, msg: Any) -> None:
         arrival_ns = self._node.get_clock().now().nanoseconds

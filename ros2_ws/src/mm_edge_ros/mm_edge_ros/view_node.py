@@ -1,6 +1,7 @@
 """Shows a robot live: the streams of its model, what an `edge_node` makes of them, and what a `caption_node` says.
 
-`mm-edge view --ros` becomes this node. It only listens, best effort where it can: no publisher waits for it.
+`mm-edge view --ros` becomes this node. It only listens, best effort but to sound and commands: no other publisher waits
+for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from std_msgs.msg import String
 
 from mm_edge.bundle import SHIPPED, Bundle
@@ -22,6 +24,7 @@ from mm_edge_ros.node import STEADY, declare, run
 from mm_edge_ros.streams import StreamSubscription, topics
 
 FOLLOW_S = 1.0
+OUTPUT_QOS = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 
 
 class ViewNode(Node):
@@ -46,7 +49,7 @@ class ViewNode(Node):
                 )
             )
         for topic, show in (("edge/output", self._output), ("caption/output", self._caption), ("answer", self._answer)):
-            self.create_subscription(String, topic, partial(self._on_message, topic, show), 10)
+            self.create_subscription(String, topic, partial(self._on_message, topic, show), OUTPUT_QOS)
         self.create_timer(FOLLOW_S, self._follow, clock=STEADY)
 
     def _on_message(self, topic: str, show: Callable[[str], None], msg: String) -> None:

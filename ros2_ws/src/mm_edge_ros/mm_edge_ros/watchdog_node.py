@@ -14,7 +14,6 @@ from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -25,7 +24,7 @@ from mm_edge.messages import DRIVEN, TWIST, positions_from_ros, positions_to_ros
 from mm_edge.safety import Limits
 from mm_edge.types import NS
 from mm_edge.watchdog import Watchdog
-from mm_edge_ros.node import COMMAND_QOS, ERROR, OK, SENSOR_QOS, STEADY, WARN, declare, diagnostics, run
+from mm_edge_ros.node import COMMAND_QOS, ERROR, OK, SENSOR_QOS, STEADY, WARN, declare, diagnostics, run, with_info
 
 PRIORITY = 50  # real-time, as ros2_control's
 # Deeper than its publisher's: of two sources, neither may hide the other's actions. Best effort, since who is reliable
@@ -50,10 +49,7 @@ class WatchdogNode(Node):
         self._commands = self.create_publisher(self._moved.type, self._moved.topic, COMMAND_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         raw_type, raw = self._moved.raw_type, f"{self._moved.topic}_raw"
-        if hasattr(Subscription, "CallbackType"):
-            self.create_subscription(raw_type, raw, self._on_action, RAW_QOS)
-        else:  # Humble
-            self.create_subscription(raw_type, raw, lambda msg: self._on_action(msg, {}), RAW_QOS)
+        self.create_subscription(raw_type, raw, with_info(self._on_action), RAW_QOS)
         if joints:
             self.create_subscription(JointState, "joint_states", self._on_joint_state, SENSOR_QOS)
         # The model's commands, of whoever gives them, and as they are given: an old one has had its effect.
