@@ -60,6 +60,11 @@ def test_another_engine_is_compared_with_itself_alone(toy, monkeypatch):
     assert not {"session_run_ms", "overhead_vs_session_run"} & bench.measure(pipeline, 1).keys()
 
 
-def test_timing_leaves_preprocessing_as_it_was(toy):
-    run(toy, "--ticks", "1", "--engine", "cpu")
-    assert preprocess.prepare is prepare
+def test_what_is_timed_beside_the_engine_finds_its_inputs_prepared(toy, monkeypatch):
+    """And preprocessing is left as it was."""
+    made = []
+    monkeypatch.setattr(preprocess, "prepare", spy := lambda spec, *args: made.append(spec) or prepare(spec, *args))
+    pipeline = Pipeline(Bundle.read(toy), "cpu")
+    bench.measure(pipeline, 3)
+    assert len(made) == (bench.WARM_UP_TICKS + 3) * len(pipeline.specs)  # by the whole ticks alone
+    assert preprocess.prepare is spy

@@ -37,7 +37,7 @@ from training.batches import Batch, Lanes, Singles, make_batch
 from training.models import ModelResult, RobotMultiSensorModel
 from training.recipe import Recipe, Round
 from training.runner import TorchPipeline
-from training.supervised import build, modalities
+from training.supervised import LOUD, QUIET, build, modalities
 from training.tables import Tables, build_tables, load_tables, save_tables
 from training.windows import Change, Event, r2
 
@@ -168,7 +168,7 @@ def loss(
     scan = ((said - blocked) ** 2).mean() if len(said) else said.sum()
 
     rates = {name: _mean(s.mean(-1), batch.steps[name].keep.squeeze(-1).float()) for name, s in out.spikes.items()}
-    quiet_or_loud = sum((F.relu(0.05 - r) + F.relu(r - 0.45) for r in rates.values()), action.new_zeros(()))
+    quiet_or_loud = sum((F.relu(QUIET - r) + F.relu(r - LOUD) for r in rates.values()), action.new_zeros(()))
     terms = {
         "go": go, "in_view": in_view, "where": where, "attention": attention, "kinds": kinds, "sound": sound,
         "questions": questions, "scan": scan, "rates": quiet_or_loud,
