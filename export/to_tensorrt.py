@@ -14,7 +14,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from mm_edge.bundle import Bundle
-from mm_edge.engine import trt
+from mm_edge.engine import has_gpu, trt
 from mm_edge.errors import EdgeError, EngineError, needs
 
 RTX_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")  # TensorRT-RTX knows no Orin, H100 or Thor
@@ -44,9 +44,12 @@ def build_parts(bundle: Bundle, build: Callable[[bytes], bytes]) -> dict[str, in
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build TensorRT engines for a bundle.")
     parser.add_argument("bundle")
-    parser.add_argument("--rtx", action="store_true", help="use tensorrt-rtx: no GPU needed, and nothing is kept")
+    rtx = "by tensorrt-rtx, to see whether each part can be built: no GPU needed, and nothing is kept"
+    parser.add_argument("--rtx", action="store_true", help=rtx)
     args = parser.parse_args(argv)
     try:
+        if not (args.rtx or has_gpu()):
+            raise EngineError("an engine is built on the GPU that it is for, and there is none here; see --rtx")
         build_parts(Bundle.read(args.bundle), build_rtx if args.rtx else trt.cached_engine)
     except EdgeError as error:
         print(error, file=sys.stderr)

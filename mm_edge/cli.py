@@ -58,9 +58,12 @@ def at_least(least: int) -> Callable[[str], int]:
     """An argparse type: a whole number, not below `least`."""
 
     def whole_number(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
-        return value
+        try:
+            if (value := int(text)) >= least:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least {least}, got {text}")
 
     return whole_number
 

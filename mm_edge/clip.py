@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_edge.errors import EdgeError, needs
+from mm_edge.errors import EdgeError, disk_is_full, needs
 
 FPS = 15.0
 CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # a cv2 without ffmpeg still has the second
@@ -31,6 +31,8 @@ class Video:
     def __init__(self, path: Path, fps: float):
         with needs("writing a video", "cv2", "camera"):
             import cv2
+        if not path.parent.is_dir():
+            raise EdgeError(f"{path}: there is no folder {path.parent}")
         self._cv2 = cv2
         self.path, self._fps = path, fps
         self._writer: Any = None
@@ -48,6 +50,8 @@ class Video:
         if self._writer is None:
             return []
         self._writer.release()
+        if disk_is_full(self.path.parent):  # cv2 says nothing of it
+            raise EdgeError(f"{self.path}: cut short: its disk is full")
         return [self.path]
 
     def _open(self, width: int, height: int) -> None:
@@ -67,13 +71,13 @@ class Clip:
     """Writes `clip.mp4` (or .avi) and `strip.png`, one row an episode, into `folder`. Raises as `Video` does."""
 
     def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
         self._video = Video(folder / "clip.mp4", FPS)
         import cv2
 
         self._cv2 = cv2
         self._folder = folder
         self._episodes: dict[int, _Thumbs] = {}
-        folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, rgb: np.ndarray, episode: int) -> None:
         """uint8 (h, w, 3). The first frame's size is the video's."""

@@ -3,6 +3,7 @@ what came and, where there is something to do, what to do."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,11 @@ def needs(what: str, library: str, extra: str) -> Iterator[None]:
         yield
     except ImportError:
         raise MissingDependency(what, library, extra) from None
+
+
+def disk_is_full(folder: Path) -> bool:
+    """Whether there is room for no more than a few words."""
+    return shutil.disk_usage(folder).free < 2**16
 
 
 def install(extra: str) -> str:

@@ -21,6 +21,7 @@ from mm_edge.types import Audio, Scan, StreamSpec
 AUDIO_FRAME = 512  # samples of one spectrum
 AUDIO_HOP_S = 0.02
 MAX_ANGLE_RAD = 100.0  # more turns are no geometry of a scanner
+MOST_LISTED = 64  # words a vocabulary may have to be told whole
 SCAN_MIN_VALID = 0.5  # a scan with fewer measured beams says nothing about the room
 
 
@@ -49,7 +50,9 @@ class Vocabulary:
         words or too many of them raise SampleError."""
         known, unknown = self.read(text)
         if unknown:
-            raise SampleError(stream, f"words among the {len(self.words)} the model knows", f"unknown {unknown[:3]}")
+            listed = f" ({', '.join(self.words)})" if len(self.words) <= MOST_LISTED else ""
+            expected = f"words among the {len(self.words)} the model knows{listed}"
+            raise SampleError(stream, expected, f"unknown {unknown[:3]}")
         if not 0 < len(known) <= length:
             raise SampleError(stream, f"1 to {length} words", f"{len(known)}")
         tokens = np.zeros(length, np.int64)

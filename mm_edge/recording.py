@@ -254,7 +254,7 @@ def read(
     Raises RecordingError, naming the file, if it is missing, damaged or no recording, or one of `topics` is not in it.
     """
     path, stop_ns = Path(path), None if log_time_ns is None else log_time_ns + 1
-    with named(path, "cannot be read"), _open(path) as bag:
+    with reading(path), _open(path) as bag:
         known = {_absolute(connection.topic) for connection in bag.connections}
         told = _read_json(bag, META).get("streams") or {}
         if not isinstance(told, Mapping) or not all(isinstance(topic, str) for topic in told.values()):
@@ -325,7 +325,7 @@ def _sample(spec: StreamSpec, type_name: str, msg: Any, time_ns: int) -> Sample 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata it was written with, and `streams` (stream -> topic), `outcome`, `ticks` (their number). Of a bag
     that mm_edge did not write only `ticks`, 0. Raises RecordingError."""
-    with named(path, "cannot be read"), _open(Path(path)) as bag:
+    with reading(path), _open(Path(path)) as bag:
         ticks = sum(c.msgcount for c in bag.connections if c.topic == TICK)
         outcome = {"outcome": _read_json(bag, OUTCOME)} if any(c.topic == OUTCOME for c in bag.connections) else {}
         return {**_read_json(bag, META), **outcome, "ticks": ticks}
@@ -335,7 +335,7 @@ def first_messages(path: str | Path) -> dict[str, tuple[str, int, Any]]:
     """Of each topic in any bag that `read` reads: its type, the number of its messages and the first of them, as
     rosbags gives it; None if there is none, or its type is unknown. Raises RecordingError."""
     found: dict[str, tuple[str, int, Any]] = {}
-    with named(path, "cannot be read"), _open(Path(path)) as bag:
+    with reading(path), _open(Path(path)) as bag:
         for c in bag.connections:  # a topic has several where several published
             first = next(bag.messages([c]), None) if c.msgcount and c.msgtype in bag.typestore.types else None
             msg = bag.deserialize(first[2], c.msgtype) if first else None
@@ -407,6 +407,19 @@ def named(path: str | Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RecordingError(f"{path}: {what}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """As `named`: what is no fault of the disk is one of the file."""
+    hint = "it is cut short or damaged: copy it again, or save what is whole of an .mcap with `mcap recover`"
+    with named(path, "cannot be read"):
+        try:
+            yield
+        except (EdgeError, OSError):
+            raise
+        except Exception as error:
+            raise RecordingError(f"{path}: cannot be read: {type(error).__name__}: {error}; {hint}") from error
 
 
 def _compress(chunk: bytes) -> bytes:

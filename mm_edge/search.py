@@ -31,7 +31,7 @@ import numpy as np
 from mm_edge.errors import EdgeError, EngineError, RecordingError, SampleError, needs
 from mm_edge.language import Language
 from mm_edge.overlay import draw_sheet
-from mm_edge.recording import first_messages, named, read, read_metadata
+from mm_edge.recording import first_messages, named, read, read_metadata, reading
 from mm_edge.types import NS, Sample
 
 INDEX, RECORDINGS, FRAMES = ".mm_edge-index", "recordings.json", "frames"
@@ -376,7 +376,7 @@ def _files(path: Path) -> list[list[Any]]:
 
 def _cameras(path: Path) -> dict[str, tuple[str, int]]:
     """Stream -> its topic and number of messages. A topic that is no stream is one by its own name."""
-    with named(path, "cannot be read"):  # another's metadata may hold anything
+    with reading(path):  # another's metadata may hold anything
         told = {topic: stream for stream, topic in (read_metadata(path).get("streams") or {}).items()}
     return {
         told.get(topic, topic): (topic, count)

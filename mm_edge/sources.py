@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -289,7 +290,7 @@ class FileSource(Source):
             raise EdgeError(
                 f"{stream}: {path}: expected {sample_rate_hz} Hz and {channels} channels, got"
                 f" {self._file.samplerate} Hz and {self._file.channels}:"
-                f" ffmpeg -i {path} -ar {sample_rate_hz} -ac {channels} converted.wav"
+                f" ffmpeg -i {shlex.quote(str(path))} -ar {sample_rate_hz} -ac {channels} converted.wav"
             )
 
     def __iter__(self) -> Iterator[Sample]:

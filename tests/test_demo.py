@@ -69,7 +69,10 @@ def test_of_a_model_that_stood_still_it_tells_why(tmp_path, monkeypatch, capsys)
     arguments = ["--bundle", str(tmp_path / "toy"), "--no-ros", "--episodes", "1", "--out", str(tmp_path)]
     assert main(["demo", *arguments]) == 0
     text = capsys.readouterr().out
-    assert "timeout after 2.0 s" in text and "expected words among the 3 the model knows, got unknown" in text
+    assert (
+        "timeout after 2.0 s" in text
+        and "expected words among the 3 the model knows (go, stop, crash), got unknown" in text
+    )
 
 
 def test_a_fault_that_makes_no_sense_is_refused_before_anything_starts(tmp_path):

@@ -1,12 +1,15 @@
 """What the overlay shows can be found again in its pixels."""
 
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from mm_edge.clip import Clip
+from mm_edge.errors import EdgeError
 from mm_edge.language import Token, words_of
 from mm_edge.overlay import BAD, BAR, COLUMNS, GOOD, INK, LINE, Lingering, draw, draw_words
 from mm_edge.types import NS, Action, Attention, Caption, Event, Output
@@ -167,6 +170,15 @@ def test_a_clip_can_be_played_and_its_strip_has_a_row_an_episode(tmp_path):
     assert picture.shape == (2 * 240, 5 * 320, 3)
     middles = picture[120::240, 160::320, 0].astype(int)
     assert np.abs(middles - [[6, 29, 52, 75, 98], [106, 117, 128, 138, 149]]).max() <= 2
+
+
+def test_a_clip_that_a_full_disk_cut_short_is_no_clip(tmp_path, monkeypatch):
+    """cv2 says nothing of it."""
+    clip = Clip(tmp_path)
+    clip.add(np.zeros((48, 64, 3), np.uint8), 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(EdgeError, match="cut short: its disk is full"):
+        clip.close()
 
 
 def test_no_frames_no_files(tmp_path):

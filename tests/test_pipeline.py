@@ -159,7 +159,11 @@ def test_an_engine_that_fails_is_a_reason_not_a_crash(pipeline, monkeypatch):
         ("camera", np.zeros((8, 8), np.uint8), r"camera: expected uint8 \(height, width, 3\), got uint8 \(8, 8\)"),
         ("camera", np.zeros((0, 8, 3), np.uint8), "camera: expected pixels, got an empty image"),
         ("imu", np.full(6, np.nan, np.float32), "imu: expected finite values, got"),
-        ("text", "fly to the moon", r"text: expected words among the 3 the model knows, got unknown \['fly'"),
+        (
+            "text",
+            "fly to the moon",
+            r"text: expected words among the 3 the model knows \(go, stop, crash\), got unknown \['fly'",
+        ),
     ],
 )
 def test_a_bad_sample_is_refused_counted_and_named(pipeline, stream, data, why):
@@ -179,7 +183,7 @@ def test_a_command_that_is_not_understood_ends_the_one_in_force(pipeline):
         output = tick(pipeline, T + t_ms * MS)
         assert output.action is None
         assert output.reasons == (
-            "command refused: text: expected words among the 3 the model knows, got unknown ['halt']",
+            "command refused: text: expected words among the 3 the model knows (go, stop, crash), got unknown ['halt']",
         )
     push(pipeline, T + 350 * MS, text="go")
     assert tick(pipeline, T + 400 * MS).action is not None

@@ -59,7 +59,7 @@ FAULTS = (  # put in by us
 )
 REFUSED = (
     "scan: expected at least 50% of 180 beams measured, got 0",
-    "text: expected words among the 5 the model knows, got unknown ['fetch', 'me', 'a']",
+    "text: expected words among the 5 the model knows (drive, to, the, red, ball), got unknown ['fetch', 'me', 'a']",
 )
 VOCABULARY = Vocabulary(COMMAND.split())
 

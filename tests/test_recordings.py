@@ -252,7 +252,9 @@ def test_when_a_robot_calls_a_sensor_frozen_skewed_or_jittering_is_said(tmp_path
     link = "skewed beyond 50 ms, jittering beyond 50 ms"
     assert f"front_image_raw, on a robot, is called frozen beyond 500 ms, {link}" in said
     assert f"lidar, on a robot, is called {link}" in said
-    assert "lidar is never called frozen: it was not seen to change while Twists said to stand" in said
+    assert (
+        "lidar is never called frozen: it was not seen to change while Twists said to stand for 3 s or longer" in said
+    )
     assert any(line.endswith("/lidar: the same data for 6.80 s, bit for bit: was it frozen?") for line in said)
 
 
@@ -720,7 +722,7 @@ def test_what_changes_its_meaning_within_a_recording_is_refused(tmp_path, change
 def test_recordings_that_are_left_out_set_no_limits(tmp_path, capsys):
     pytest.importorskip("torch", reason="training needs torch")
     from training.recipe import make_recipe, read_yaml
-    from training.robot import build_model, raw_recipe, supply
+    from training.robot import build_model, raw_recipe, supply, with_words
     from training.train import RECIPES
 
     def wild(topic, at_s, msg):
@@ -732,7 +734,7 @@ def test_recordings_that_are_left_out_set_no_limits(tmp_path, capsys):
     raw = raw_recipe(read_yaml((RECIPES / "robot.yaml").read_text(), "robot"), tmp_path, "", go_on=True)
     assert list(raw["data"]["recordings"]) == paths and raw["action"]["max"] == pytest.approx([0.59, -0.5])
     record(tmp_path / "0", edit=only_shoulder)  # comes later, and changes nothing
-    recipe = make_recipe(raw, [], "")
+    recipe = with_words(make_recipe(raw, [], ""))
     batch = supply(recipe, 0, tmp_path, workers=1).next()
     assert batch.labels["action"].shape[-1] == 2
     model = build_model(recipe)

@@ -191,7 +191,7 @@ def test_the_command_writes_json_lines_and_the_same_ones_twice(tmp_path, path):
     assert outputs[0]["action"] is None  # a command alone is nothing to drive by
     assert len({o["action"]["values"][0][0] for o in outputs[1:]}) == 20  # it drives, and by what it sees
     assert log.splitlines()[0].startswith("camera: 20 admitted")
-    assert "text: 1 admitted, 1 refused; 1 refused: text: expected words among the 3 the model knows, got" in log
+    assert "text: 1 admitted, 1 refused; 1 refused: text: expected words among the 3 the model knows (go," in log
     assert run_command(bundle.path, path, hash_seed="2") == (out, log)
     assert run_command(bundle.path, path, "--topic", "imu=/imu") == (out, log)  # the others stay as they are
     no_imu, _ = run_command(bundle.path, path, "--topic", "imu=/text")

@@ -114,7 +114,7 @@ def test_a_line_that_is_typed_is_the_next_command(toy, tmp_path):
     finally:
         os.close(ours)
         os.close(terminal)
-    refused = "text: expected words among the 3 the model knows, got unknown ['fly', 'away']"
+    refused = "text: expected words among the 3 the model knows (go, stop, crash), got unknown ['fly', 'away']"
     assert refused in lines and f"command refused: {refused}" in got["reasons"]
     assert got["streams"]["text"] == {"admitted": 1, "refused": 1}
 
@@ -170,8 +170,9 @@ def test_what_cannot_be_run_is_told_in_a_line(toy, video, tmp_path, capsys):
         (): "nothing to sense: give --camera or --microphone, or both",
         ("--microphone", "default"): f"--microphone: {toy} has no stream of kind audio, only camera (image), imu (imu)",
         ("--camera", "97"): "camera: '97' cannot be opened",
-        ("--camera", video, "--text", "dance"): "text: expected words among the 3 the model knows, got unknown",
+        ("--camera", video, "--text", "dance"): "words among the 3 the model knows (go, stop, crash), got unknown",
         ("--camera", video, "--save", "a.gif"): "--save a.gif: expected a file .mp4 or .rrd",
+        ("--camera", video, "--save", str(tmp_path / "no" / "a.mp4")): f"a.mp4: there is no folder {tmp_path / 'no'}",
     }.items():
         assert main(["run", toy, *arguments]) == 1
         assert said in capsys.readouterr().err

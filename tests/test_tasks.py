@@ -367,20 +367,35 @@ def test_nothing_is_told_from_zero(capsys):
     ]  # fmt: skip
 
 
+def record_told(path, *words):
+    """Four seconds of a robot that is told these, one after the other."""
+    specs = [StreamSpec("scan", "scan", (), 10, 0), StreamSpec("text", "text", (), 0, 0)]
+    with RecordingWriter(path, specs, {}) as recording:
+        for i in range(40):
+            at_ns = T0 + i * 100 * MS
+            if i % (40 // len(words)) == 0:
+                recording.write(Sample("text", at_ns, at_ns, words[i * len(words) // 40]))
+            ranges = np.full(8, 1 + i / 40, np.float32)
+            recording.write(Sample("scan", at_ns, at_ns, Scan(ranges, 0.0, 0.5, 0.125, 12.0)))
+            if i % 2 == 0:
+                told = np.float32([[0.5 + i // 2 % 3]])
+                recording.command("cmd_vel", Action(("linear_x",), told, 0.0), at_ns, at_ns)
+
+
+def test_words_that_only_recordings_held_out_have_are_not_known(tmp_path, capsys):
+    record_told(tmp_path / "bags" / "a", "go")
+    record_told(tmp_path / "bags" / "b", "go", "dance")
+    arguments = ["robot", "--data", str(tmp_path / "bags"), "rounds=[{steps: 2}]", "train.lanes=2", "train.ticks=6"]
+    assert main([*arguments, "--out", str(tmp_path / "run"), "data.validation=[b]"]) == 0
+    assert "words that only recordings held out have, and it will not know: dance" in capsys.readouterr().out
+    export(tmp_path / "run" / "final.safetensors", tmp_path / "bundle", {})
+    assert Bundle.read(tmp_path / "bundle").vocabulary.words == ("go",)
+
+
 def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):
     """What it is told is required, and half of what is said here the model never heard."""
-    specs = [StreamSpec("scan", "scan", (), 10, 0), StreamSpec("text", "text", (), 0, 0)]
-    for name, words in (("a", ("go", "go")), ("b", ("go", "dance")), ("c", ("dance", "dance"))):
-        with RecordingWriter(tmp_path / "bags" / name, specs, {}) as recording:
-            for i in range(40):
-                at_ns = T0 + i * 100 * MS
-                if i % 20 == 0:
-                    recording.write(Sample("text", at_ns, at_ns, words[i // 20]))
-                ranges = np.full(8, 1 + i / 40, np.float32)
-                recording.write(Sample("scan", at_ns, at_ns, Scan(ranges, 0.0, 0.5, 0.125, 12.0)))
-                if i % 2 == 0:
-                    told = np.float32([[0.5 + i // 2 % 3]])
-                    recording.command("cmd_vel", Action(("linear_x",), told, 0.0), at_ns, at_ns)
+    for name, words in (("a", ("go",)), ("b", ("go", "dance")), ("c", ("dance",))):
+        record_told(tmp_path / "bags" / name, *words)
         if name == "a":
             options = ["--out", str(tmp_path / "run"), "rounds=[{steps: 2}]", "train.lanes=2", "train.ticks=6"]
             assert main(["robot", "--data", str(tmp_path / "bags"), *options]) == 0

@@ -42,7 +42,14 @@ def test_the_command_names_what_is_missing(tmp_path, capsys):
     assert "nowhere: expected the folder of a bundle" in capsys.readouterr().err
 
 
-def test_without_tensorrt_the_command_says_what_to_install(tmp_path, capsys):
+def test_without_a_gpu_the_command_says_what_can_be_done(monkeypatch, capsys):
+    monkeypatch.setattr("export.to_tensorrt.has_gpu", lambda: False)
+    assert main(["drive"]) == 1
+    assert "built on the GPU that it is for, and there is none here; see --rtx" in capsys.readouterr().err
+
+
+def test_without_tensorrt_the_command_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("export.to_tensorrt.has_gpu", lambda: True)
     try:
         trt.describe()
     except MissingDependency:

@@ -22,7 +22,7 @@ import numpy as np
 from mm_edge.errors import EdgeError
 from mm_edge.replay import PAUSE_S
 from mm_edge.types import NS, StreamSpec
-from training.limits import LIVING, longest_s, pause_s, watched
+from training.limits import HALT_S, LIVING, STOOD_S, longest_s, pause_s, watched
 from training.recordings import (
     STILL,
     TRAJECTORY,
@@ -405,7 +405,8 @@ def main(argv: list[str] | None = None) -> int:
                 if spec.joints:
                     print(f"{spec.name}, whatever their order: {', '.join(spec.joints)}")
                 if spec.kind in LIVING and not spec.frozen_ms:
-                    print(f"{spec.name} is never called frozen: it was not seen to change while Twists said to stand")
+                    stood = f"while Twists said to stand for {HALT_S + STOOD_S:g} s or longer"
+                    print(f"{spec.name} is never called frozen: it was not seen to change {stood}")
                 limits = {"frozen": spec.frozen_ms, "skewed": spec.max_latency_ms, "jittering": spec.max_jitter_ms}
                 if called := [f"{what} beyond {ms:g} ms" for what, ms in limits.items() if ms]:
                     print(f"{spec.name}, on a robot, is called {', '.join(called)}")

@@ -37,9 +37,9 @@ from mm_edge.recording import (
     STRING,
     TWIST_STAMPED,
     first_messages,
-    named,
     read,
     read_metadata,
+    reading,
     stream_name,
     typestore,
 )
@@ -254,7 +254,7 @@ def _joints(path: Path) -> dict[str, list[tuple[tuple[str, ...], str, int]]]:
     from rosbags.highlevel import AnyReader
 
     found: dict[str, list[tuple[tuple[str, ...], str, int]]] = {}
-    with named(path, "cannot be read"), AnyReader([path], default_typestore=typestore()) as bag:
+    with reading(path), AnyReader([path], default_typestore=typestore()) as bag:
         wanted = [c for c in bag.connections if c.msgtype in (JOINTS, TRAJECTORY)]
         for connection, _, raw in bag.messages(wanted) if wanted else ():
             msg = bag.deserialize(raw, connection.msgtype)

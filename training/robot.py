@@ -33,7 +33,7 @@ from training.batches import Batch, Lanes, make_batch
 from training.check import check
 from training.limits import watched
 from training.models import ModelResult, MultiModalFusionNetwork, RobotMultiSensorModel
-from training.recipe import Recipe
+from training.recipe import Recipe, make_recipe
 from training.recordings import (
     Label,
     Recording,
@@ -56,8 +56,8 @@ TERMS = {"rates": 1.0}  # of spikes, which are to be neither silent nor always t
 
 
 def raw_recipe(raw: dict[str, Any], folder: Path, topic: str, go_on: bool) -> dict[str, Any]:
-    """The recipe, as it was read, for the recordings in `folder`. Prints what the check found; raises ValueError if
-    that are errors and nobody said to go on, or if nothing is left."""
+    """The recipe, as it was read, for the recordings in `folder`; `with_words` makes it whole. Prints what the check
+    found; raises ValueError if that are errors and nobody said to go on, or if nothing is left."""
     recordings = find(folder)
     streams, label = streams_of(recordings), label_of(recordings, topic)
     report = check(recordings, streams, label)
@@ -69,8 +69,6 @@ def raw_recipe(raw: dict[str, Any], folder: Path, topic: str, go_on: bool) -> di
         raise ValueError(f"{folder}: no recording is left to train on")
     label = label_of(usable, label.topic)  # what is left out sets no limits
     streams = watched(streams_of(usable), usable)
-    if known := words_of(usable):
-        print(f"words the model will know, and no others: {', '.join(known)}")
     action = asdict(label)
     topic = action.pop("topic")
     return _plain(
@@ -80,11 +78,26 @@ def raw_recipe(raw: dict[str, Any], folder: Path, topic: str, go_on: bool) -> di
             "tick": asdict(tick_of(streams)),
             "action": action,
             "data": {
-                **raw["data"], "folder": str(folder), "label": topic, "words": words_of(usable),
+                **raw["data"], "folder": str(folder), "label": topic,
+                "words": {str(r.path): words_of([r]) for r in usable},
                 "recordings": {str(r.path): identity(r, label) for r in usable},
             },
         }
     )  # fmt: skip
+
+
+def with_words(recipe: Recipe) -> Recipe:
+    """With the words of the recordings to learn from: told what it did not learn, a robot must stand. Prints them.
+    Raises ValueError if of all that was said nothing is left."""
+    of_each, (learned, held_out) = recipe.data["words"], _split(recipe)
+    known, others = ({word for path in paths for word in of_each[str(path)]} for paths in (learned, held_out))
+    if _text(recipe) and not known:
+        raise ValueError(f"data.validation: {recipe.data['validation']} leaves no text to learn from")
+    if known:
+        print(f"words the model will know, and no others: {', '.join(sorted(known))}")
+    if others - known:
+        print(f"words that only recordings held out have, and it will not know: {', '.join(sorted(others - known))}")
+    return make_recipe({**recipe.raw, "data": {**recipe.data, "words": sorted(known)}}, [], recipe.data["folder"])
 
 
 def _plain(value: Any) -> Any:
@@ -114,7 +127,7 @@ def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
 
 def validation(recipe: Recipe) -> list[Batch]:
     """The recordings that data.validation names from begin to end, one after the other, in batches of one lane. What
-    streams, words and limits are like was measured on them, too."""
+    streams and limits are like was measured on them, too."""
     ticks, text = recipe.train.ticks, _text(recipe)
     return [
         make_batch([(log, begin, min(begin + ticks, len(log)))], [begin == 0], ticks, text)

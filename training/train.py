@@ -151,6 +151,8 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
         if value is not None:
             set_value(raw, key, value)
     recipe = make_recipe(raw, args.overrides, str(path))
+    if of_recordings:
+        return robot.with_words(recipe)
     if recipe.task == "clips":
         return clips.with_names(recipe)
     return coco.with_words(recipe) if recipe.task == "vlm" and recipe.data else recipe

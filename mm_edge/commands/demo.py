@@ -85,7 +85,10 @@ def run(args: argparse.Namespace) -> int:
     streams = {spec.name: spec.kind for spec in bundle.streams}
     for kinds in (KINDS, streams):  # one that makes no sense is refused before anything starts
         Faults(args.faults, kinds)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgeError(f"--out {args.out}: expected a folder, or where one can be made: {error.strerror}") from None
     for name in FILES:  # of another demo
         (args.out / name).unlink(missing_ok=True)
     try:
@@ -241,8 +244,9 @@ def _print(report: Report) -> None:
     print(f"\nepisodes    {len(outcomes)}")
     print(f"success     {sum(o['status'] == 'success' for o in outcomes)}")
     print(f"collisions  {sum(o['collisions'] for o in outcomes)}")
-    p50, p99 = (f"{ms:.1f} ms" if np.isfinite(ms) else "none" for ms in report.latency_ms)
-    print(f"latency     {p50} p50, {p99} p99, from camera stamp to action")
+    p50, p99 = report.latency_ms
+    told = f"{p50:.1f} ms p50, {p99:.1f} ms p99, from camera stamp to action" if np.isfinite(p50) else "none: no action"
+    print(f"latency     {told}")
     print(f"engine      {report.engine}")
     print(f"ROS         {report.ros or 'none: one process'}")
     for path in report.files:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from mm_edge.errors import EdgeError, install
+from mm_edge.errors import EdgeError, disk_is_full, install
 
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 _CHECKOUT = Path(__file__).parents[2] / "ros2_ws" / "src" / "mm_edge_ros"
@@ -161,6 +161,7 @@ class Nodes:
         for name, child in self._children.items():
             if child.poll() is not None:
                 tail = self.log(name).read_text(errors="replace").strip().splitlines()[-8:]
+                tail += ["(the disk is full)"] if disk_is_full(self._logs) else []
                 text = "\n  ".join(tail)
                 raise EdgeError(f"{name} ended with status {child.returncode}; the end of {self.log(name)}:\n  {text}")
 

@@ -24,6 +24,8 @@ def load(bundle: Bundle, engine: str = "auto") -> Model:
     BundleError if that trace is not one; MissingDependency if no engine is installed.
     """
     if engine in ENGINES:
+        if engine != "cpu" and not has_gpu():
+            raise EngineError(f"engine {engine}: there is no NVIDIA driver with a GPU here; see `mm-edge doctor`")
         return _load(bundle, engine)
     if engine != "auto":
         raise EngineError(f"engine: expected auto or one of {ENGINES}, got {engine!r}")
