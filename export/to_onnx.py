@@ -168,9 +168,9 @@ def parity(
 ) -> tuple[dict[str, Any], list[tuple[ModelInputs, dict[str, np.ndarray]]]]:
     """Torch against plain ONNX Runtime on the same ticks, state carried on both sides.
 
-    Returns the largest error of any output, and apart from it that of outputs since a spike differed (until all state
-    starts anew), the share of spikes that differ and each stream's spike rate; and some ticks from where all state
-    starts anew in the midst of a drive, with their outputs.
+    Returns the largest error of any output, gate or attention, and apart from it that of those since a spike differed
+    (until all state starts anew), the share of spikes that differ and each stream's spike rate; and some ticks from
+    where all state starts anew in the midst of a drive, with their outputs.
     """
     sessions = {p["name"]: Session(files[p["file"]]) for p in parts}
     state, memory = model.zero_state(1), _Memory(model, parts, output)
@@ -178,7 +178,7 @@ def parity(
     flipped = False
     fired: dict[str, list[np.ndarray]] = {name: [] for name in model.names}
     for inputs in ticks:
-        said, spikes, state = step(model, inputs, state)
+        said, spikes, state, gates, attention = step(model, inputs, state)
         if classes:
             said = torch.from_numpy(said).softmax(-1).numpy()
         for name, values in spikes.items():
@@ -194,7 +194,8 @@ def parity(
                 continue
             flips, neurons = flips + int(apart.sum()), neurons + apart.size
             flipped |= bool(apart.any())
-        off = np.abs(out[output].ravel() - said).max()
+        looked = np.zeros(0) if attention is None else out["attention"].ravel() - attention.ravel()
+        off = np.abs(np.concatenate([out[output].ravel() - said, out["gates"].ravel() - gates, looked])).max()
         worst[flipped] = float(np.maximum(worst[flipped], off))  # of NumPy: it keeps NaN
         if trace or _begins(inputs, model):
             trace.append((inputs, out))
@@ -310,6 +311,8 @@ def export_model(
         raise ValueError(f"streams: expected {list(model.names)}, got {[spec.name for spec in streams]}")
     for spec in streams:
         _expect_stream(spec, model.configs[spec.name], len(words))
+    if len(outputs) != 1:
+        raise ValueError(f"outputs: expected either an action or values, got {sorted(outputs)}")
     ((output, said),) = outputs.items()
     said = dict(said)
     classes = said.pop("classes", False)

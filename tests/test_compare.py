@@ -19,7 +19,7 @@ from training import compare, drive
 from training.fusion import FusionStrategy
 from training.recipe import make_recipe, read_recipe, read_yaml
 from training.tables import save_tables
-from training.train import RECIPES
+from training.train import RECIPES, check_recipe
 from training.windows import r2
 
 LOG = [e for i in range(300) for e in (Sample("scan", i * NS, i * NS, i), Tick(i * NS, {}))]
@@ -69,6 +69,14 @@ def test_all_are_as_large_as_the_shipped_model_but_the_senses_alone(task):
     assert (sizes.keys() & fusions) == (fusions if task in ("digits", "drive", "events", "imu_can") else set())
     for name, size in sizes.items():
         assert size == pytest.approx(shipped, rel=0.03) or name.endswith("alone"), name
+
+
+def test_what_only_several_senses_can_have_is_not_asked_of_one_alone():
+    rates = "train.learning_rates={image: 0.5, audio: 2.0}"
+    recipe = read_recipe(RECIPES / "digits.yaml", ["train.modality_dropout=0.2", rates])
+    for raw in compare.variants(recipe).values():
+        with torch.device("meta"):
+            check_recipe(make_recipe(raw, [], ""))
 
 
 def test_a_gru_that_wins_is_said_to():

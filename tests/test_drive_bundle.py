@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,8 @@ onnx = pytest.importorskip("onnx", reason="silencing the spikes takes a change o
 pytest.importorskip("mujoco", reason="it drives in the simulator")
 
 from mm_edge.bundle import Bundle, write_bundle
-from training.evaluate import SHIPPED, evaluate, main
+from mm_edge.faults import Finding
+from training.evaluate import SHIPPED, evaluate, main, summarise_faults
 
 WORLDS, SEED = 16, 910_000
 
@@ -17,6 +19,14 @@ WORLDS, SEED = 16, 910_000
 @pytest.fixture(scope="module")
 def shipped() -> dict:
     return evaluate(SHIPPED, WORLDS, SEED, frozenset(), (), 2)
+
+
+def test_all_that_was_told_of_faults_is_counted_whatever_its_numbers():
+    finding = Finding("camera:die@2", True, 310.0, ["camera jitters: 20 ms", "camera dead: silent for 0.30 s"])
+    result = SimpleNamespace(findings=[finding], stop_m=[])
+    said = summarise_faults([result, result])
+    assert said["words"] == {"camera jitters: # ms": 2, "camera dead: silent for # s": 2}
+    assert (said["detected"], said["detection_ms"]) == (2, {"p50": 310.0, "max": 310.0})
 
 
 def test_where_nothing_is_wrong_nothing_is_said_to_be(shipped):

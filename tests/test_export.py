@@ -61,7 +61,7 @@ def check_same_on_robot(model, streams, bundle) -> None:
     on_robot, state = engine.load(bundle, "cpu"), model.zero_state(1)
     words = model.configs[model.text].vocabulary if model.text else 0
     for inputs in random_inputs(streams, words, 1 / 15, 30):
-        said, _, state = step(model, inputs, state)
+        said, _, state, _, _ = step(model, inputs, state)
         want = torch.from_numpy(said).softmax(-1).numpy()
         np.testing.assert_allclose(on_robot.step(inputs).values["values"][0], want, atol=1e-4)
 
@@ -203,7 +203,7 @@ def test_a_sequence_at_once_gives_what_single_steps_give():
     state, present = model.zero_state(1), np.ones(1, np.float32)
     for t in range(6):
         fresh = {"sensor": Fresh(x[0, t].numpy(), 1 / 15, False)}
-        said, _, state = step(model, ModelInputs(fresh, present, 0 * present, 1 / 15, t == 0), state)
+        said, _, state, _, _ = step(model, ModelInputs(fresh, present, 0 * present, 1 / 15, t == 0), state)
         assert said.tolist() == pytest.approx(at_once[t].tolist(), abs=1e-6)
 
 
@@ -219,5 +219,5 @@ def test_one_sample_beside_a_sequence_gives_what_a_stream_gives_that_fell_silent
         if t == 0:
             fresh["wheels"] = Fresh(once[0].numpy(), 1 / 15, False)
         mask, age = np.float32([t / 15 <= 0.3, 1]), np.float32([min(t / 15, 0.3), 0])
-        said, _, state = step(model, ModelInputs(fresh, mask, age, 1 / 15, t == 0), state)
+        said, _, state, _, _ = step(model, ModelInputs(fresh, mask, age, 1 / 15, t == 0), state)
         assert said.tolist() == pytest.approx(at_once[t].tolist(), abs=1e-5)

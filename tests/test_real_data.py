@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ cv2 = pytest.importorskip("cv2", reason="no cv2 is installed")
 
 from mm_edge.errors import EdgeError
 from training import real_data
-from training.protocols import add_noise, motion, pair_digits
+from training.protocols import add_noise, learned_from, motion, pair_digits
 from training.real_data import DigitClip, Segment, Series
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -286,6 +287,15 @@ def test_a_cars_motion_is_unknown_where_it_says_nothing():
     speed, yaw_rate = motion(segment, np.array([1.0, 1.55, 1.75, 2.5])).T
     assert speed == pytest.approx([1.0, 1.49, np.nan, 2.5], nan_ok=True)  # for 0.1 s it is taken to go on
     assert yaw_rate == pytest.approx([0.5] * 4)  # to the left; the sensor's z is down
+
+
+def test_a_name_that_is_nearly_another_is_not_passed_over(capsys):
+    """Or the one that was to be held out would be learned by."""
+    names = ["george", "lucas"]
+    with pytest.raises(ValueError, match=r"data\.held_out: there is no luca; did you mean lucas\?"):
+        learned_from(SimpleNamespace(data={"held_out": ["luca"]}), names)
+    assert learned_from(SimpleNamespace(data={"held_out": ["aces"]}), names) == names
+    assert "data.held_out: there is no aces among george, lucas" in capsys.readouterr().err
 
 
 def test_the_readers_need_no_torch():

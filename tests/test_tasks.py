@@ -285,6 +285,40 @@ def test_two_processes_learn_what_one_does(digits, tmp_path):
     assert not torch.equal(*seeds)  # what one drops, the other need not
 
 
+def test_each_of_two_processes_resumes_with_what_its_own_lanes_remember(tmp_path):
+    script = tmp_path / "resume.py"
+    script.write_text(f"""
+import torch
+from accelerate import Accelerator
+from training.models import EncoderState, ModelState
+from training.train import _Progress
+
+class Supply:
+    state_dict, load_state_dict = dict, lambda self, saved: None
+
+def remembered(value):
+    x, nothing = torch.full((2, 3), value, requires_grad=True) * 1, torch.zeros(2, 0)
+    fields = [x, *[nothing] * (len(EncoderState._fields) - 1)]
+    return ModelState({{"audio": EncoderState(*fields)}}, {{"audio": x}}, x)
+
+accelerator = Accelerator(cpu=True)
+mine = accelerator.process_index + 1.0
+progress = _Progress(Supply(), remembered(mine), accelerator)
+accelerator.register_for_checkpointing(progress)
+accelerator.save_state({str(tmp_path / "saved")!r})
+accelerator.wait_for_everyone()
+progress.state = remembered(0.0)
+accelerator.load_state({str(tmp_path / "saved")!r})
+back, encoder = progress.state, progress.state.encoders["audio"]
+assert all(x.shape == (2, 3) and (x == mine).all() for x in (back.h, back.held["audio"], encoder[0])), back
+assert all(x.shape == (2, 0) for x in encoder[1:]), encoder
+""")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_a_robot_of_your_own(tmp_path, capsys):
     """From two bags of joint commands to a bundle that runs."""
     for name in ("a", "b"):
@@ -321,7 +355,10 @@ def test_a_training_that_diverges_ends_and_says_so(tmp_path, capsys):
     options = ["rounds=[{steps: 9}]", "train.lanes=2", "train.ticks=6", "train.save_every_steps=4"]
     wild = ["train.learning_rate=1e30", "train.warm_up_steps=1", "--out", str(tmp_path / "run")]
     assert main(["drive", "--data", str(tmp_path / "bags"), *options, *wild]) == 2
-    assert "round 0: the loss is not finite before step 4: a lower train.learning_rate?" in capsys.readouterr().err
+    assert (
+        "round 0: the loss or a weight is not finite before step 4: try a lower train.learning_rate"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run" / "round0.safetensors").exists()
 
 
@@ -390,6 +427,13 @@ def test_words_that_only_recordings_held_out_have_are_not_known(tmp_path, capsys
     assert "words that only recordings held out have, and it will not know: dance" in capsys.readouterr().out
     export(tmp_path / "run" / "final.safetensors", tmp_path / "bundle", {})
     assert Bundle.read(tmp_path / "bundle").vocabulary.words == ("go",)
+    held_out = robot.validation(read_recipe(tmp_path / "run" / "recipe.yaml"))
+    weight = torch.cat([batch.labels["weight"][0] for batch in held_out])
+    # Told to dance, the robot stands, whatever its driver did.
+    assert weight[:19].all() and not weight[20:].any()
+    record_told(tmp_path / "bags" / "c", "jump")
+    assert main([*arguments, "--out", str(tmp_path / "never"), "data.validation=[c]"]) == 2
+    assert "data.validation: c: there is no tick at which the model would drive" in capsys.readouterr().err
 
 
 def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):

@@ -120,7 +120,7 @@ def test_torch_step_by_step_gives_what_training_computed(model, tables, replayed
     _, given = replayed
     state, actions = model.zero_state(1), []
     for inputs in given:
-        action, _, state = step(model, inputs, state)
+        action, _, state, _, _ = step(model, inputs, state)
         actions.append(action)
     np.testing.assert_allclose(actions, in_chunks(model, tables, 24), atol=1e-5)
 

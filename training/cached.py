@@ -1,4 +1,4 @@
-"""What is simulated once, and learned from many times."""
+"""Files that are there whole or not at all; among them what is simulated once, and learned from many times."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+
+def write_text(file: Path, text: str) -> None:
+    """In place of what is there."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text)
+    part.rename(file)
 
 
 def cached(

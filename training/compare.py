@@ -40,11 +40,12 @@ from mm_edge.errors import EdgeError, MissingDependency
 from mm_edge.replay import Tick
 from mm_edge.types import NS, Sample
 from training.batches import Batch
+from training.cached import write_text
 from training.fusion import FusionStrategy
 from training.models import MultiModalFusionNetwork
 from training.recipe import Recipe, make_recipe, read_yaml
 from training.runner import step
-from training.train import RECIPES, TASKS, same_recipe, train
+from training.train import RECIPES, TASKS, check_recipe, same_recipe, train
 from training.windows import Change, Event
 
 SHIPPED = "liquid-spike"
@@ -111,7 +112,8 @@ def compare(
             "of the recipe"
         )
     for raw in chosen.values():
-        _model(raw)  # what cannot be made is refused before anything is trained
+        with torch.device("meta"):  # what cannot be made or trained is refused before anything is
+            check_recipe(make_recipe(copy.deepcopy(raw), [], "variant"))
     results: dict[str, list[dict[str, Any]]] = {}
     for name, raw in chosen.items():
         for seed in range(1, seeds + 1):
@@ -123,9 +125,7 @@ def compare(
             if not file.exists():
                 print(f"{name}, seed {seed}", file=sys.stderr)
                 weights = train(mine, folder, workers=1)
-                part = file.with_suffix(".part")
-                part.write_text(json.dumps(trial(mine, weights)))
-                part.rename(file)
+                write_text(file, json.dumps(trial(mine, weights)))
             found = json.loads(file.read_text())
             if "windows" not in found:
                 raise ValueError(f"{file}: of an earlier version, whose scores need not be the same: remove {folder}")
@@ -155,6 +155,8 @@ def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
             raw["tick"]["anchor"] = spec["name"]
             for other in {s["name"] for s in recipe.raw["streams"]} - {spec["name"]}:
                 raw["model"]["modality"].pop(other, None)
+                raw.get("train", {}).get("learning_rates", {}).pop(other, None)
+            raw.get("train", {}).pop("modality_dropout", None)  # there is no other, to do without it
             found[f"{spec['name']} alone"] = raw
     return found
 
@@ -267,7 +269,7 @@ def _tick_ms(recipe: Recipe, model: MultiModalFusionNetwork) -> float:
     state, times = model.zero_state(1), []
     for _ in range(100):
         started = time.thread_time()
-        _, _, state = step(model, inputs, state)
+        state = step(model, inputs, state).state
         times.append(time.thread_time() - started)
     torch.set_num_threads(threads)
     return round(float(np.median(times)) * 1e3, 3)

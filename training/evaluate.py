@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         "--all-faults", action="store_true", help="the table of each kind of fault in each sensor, at 2 s"
     )
     parser.add_argument("--expert", action="store_true", help="let the demonstrator drive")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=at_least(1), default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = whole.parse_args(argv)
     if args.task == "vlm":
@@ -265,7 +265,7 @@ def summarise_faults(results: list[Result]) -> dict[str, Any]:
         "injected": len(findings),
         "detected": len(detected),
         "detection_ms": {"p50": _round(np.median(detected)), "max": _round(max(detected))} if detected else None,
-        "words": Counter(re.sub(r"[-+\d.]+", "#", f.words) for f in findings if f.words),
+        "words": Counter(re.sub(r"[-+\d.]+", "#", text) for f in findings for text in f.words),
         "acted_without": sum(f.acted_without_ms is not None for f in findings),
         "safe_stops": sum(f.stopped_ms is not None for f in findings),
         "stop_m": {"p50": _round(np.median(stops_m), 3), "max": _round(max(stops_m), 3)} if stops_m else None,

@@ -170,7 +170,7 @@ class ModelState(NamedTuple):
     def zero_where(self, start: Tensor) -> ModelState:
         """`start` bool (B,): these begin anew. Detached from what made it, too."""
 
-        return self._map(lambda x: torch.where(start[:, None], 0.0, x.detach()))
+        return self.map(lambda x: torch.where(start[:, None], 0.0, x.detach()))
 
     def without(self, gone: Tensor) -> ModelState:
         """`gone` bool (B, M): of these modalities nothing is remembered, as on a robot after a long silence."""
@@ -181,10 +181,7 @@ class ModelState(NamedTuple):
         encoders = {n: EncoderState(*(left(i, x) for x in s)) for i, (n, s) in enumerate(self.encoders.items())}
         return ModelState(encoders, {n: left(i, x) for i, (n, x) in enumerate(self.held.items())}, self.h)
 
-    def to(self, device: torch.device) -> ModelState:
-        return self._map(lambda x: x.to(device))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> ModelState:
+    def map(self, change: Callable[[Tensor], Tensor]) -> ModelState:
         return ModelState(
             {name: EncoderState(*map(change, s)) for name, s in self.encoders.items()},
             {name: change(x) for name, x in self.held.items()},

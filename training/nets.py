@@ -89,6 +89,8 @@ class ModalityConfig:
             if self.type not in known:
                 raise ValueError(f"type: expected a ModalityType, or one of {known}, got {self.type!r}")
             object.__setattr__(self, "type", ModalityType(self.type))
+        if not 0 <= self.max_age_s < math.inf:
+            raise ValueError(f"{self.type.name}: expected max_age_s of 0 or more seconds, got {self.max_age_s}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,7 +101,7 @@ class ModalityConfig:
         """For a robot's stream; `sizes` are further fields."""
         return cls(
             type=ModalityType(spec.kind),
-            input_dim=(3, *spec.shape[:2]) if spec.kind == "image" else spec.shape,
+            input_dim=(spec.shape[-1], *spec.shape[:-1]) if spec.kind == "image" else spec.shape,
             vocabulary=words if spec.kind == "text" else 0,
             sample_rate_hz=spec.sample_rate_hz,
             range_max_m=spec.range_max_m,
@@ -115,6 +117,10 @@ def build_net(config: ModalityConfig, text_units: int = 0) -> nn.Module:
     if kind is ModalityType.CUSTOM or not (how is None or isinstance(how, str)):
         if how is None or isinstance(how, str):
             raise ValueError(f"a custom modality's preprocessing: expected a class of your own, got {how!r}")
+        if isinstance(how, nn.Module):
+            raise ValueError(
+                f"a custom modality's preprocessing: expected the class, got one of it, {type(how).__name__}"
+            )
         return how(config)
     sizes, known = _KNOWN[kind]
     fits = len(shape) == len(sizes) and all(want == n or isinstance(want, str) for want, n in zip(sizes, shape))

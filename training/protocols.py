@@ -7,6 +7,7 @@ speed_and_yaw_rate = motion(segment, at_s)          # what a car did
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -83,11 +84,14 @@ def pair_digits(
 
 
 def learned_from(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    """Those that data.held_out does not name. Raises ValueError if that is no list, or leaves none; of a name that is
-    not there it tells."""
+    """Those that data.held_out does not name. Raises ValueError if that is no list, leaves none, or has a name that is
+    nearly another; of one that is not there, as of the recipe in another folder, it tells."""
     held_out, names = recipe.data["held_out"], list(names)
     if not isinstance(held_out, list):
         raise ValueError(f"data.held_out: expected a list, as in [{held_out}], got {held_out!r}")
+    for name in held_out:
+        if name not in names and (close := difflib.get_close_matches(str(name), names, 1)):
+            raise ValueError(f"data.held_out: there is no {name}; did you mean {close[0]}?")
     if unknown := set(held_out) - set(names):
         print(
             f"data.held_out: there is no {', '.join(sorted(unknown))} among {', '.join(sorted(names))}", file=sys.stderr

@@ -116,7 +116,7 @@ def read_digits(folder: Path) -> Digits:
         with np.load(path, allow_pickle=False) as file:
             arrays = {k: file[k] for k in ("x_train", "y_train", "x_test", "y_test")}
     except DAMAGED as error:
-        raise _refused(path, "x_train, y_train, x_test and y_test without pickle", error) from error
+        raise _refused(path, "x_train, y_train, x_test, y_test (see training/real_data.py)", error) from error
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if x.dtype != np.uint8 or x.shape[1:] != (28, 28) or not len(x):

@@ -89,9 +89,9 @@ def raw_recipe(raw: dict[str, Any], folder: Path, topic: str, go_on: bool) -> di
 def with_words(recipe: Recipe) -> Recipe:
     """With the words of the recordings to learn from: told what it did not learn, a robot must stand. Prints them.
     Raises ValueError if of all that was said nothing is left."""
-    of_each, (learned, held_out) = recipe.data["words"], _split(recipe)
-    known, others = ({word for path in paths for word in of_each[str(path)]} for paths in (learned, held_out))
-    if _text(recipe) and not known:
+    of_each, text = recipe.data["words"] if _text(recipe) else {}, _text(recipe)
+    known, others = ({word for path in paths for word in of_each.get(str(path), ())} for paths in _split(recipe))
+    if text and not known:
         raise ValueError(f"data.validation: {recipe.data['validation']} leaves no text to learn from")
     if known:
         print(f"words the model will know, and no others: {', '.join(sorted(known))}")
@@ -127,11 +127,18 @@ def supply(recipe: Recipe, index: int, out: Path, workers: int) -> Lanes:
 
 def validation(recipe: Recipe) -> list[Batch]:
     """The recordings that data.validation names from begin to end, one after the other, in batches of one lane. What
-    streams and limits are like was measured on them, too."""
-    ticks, text = recipe.train.ticks, _text(recipe)
+    streams and limits are like was measured on them, too. Raises ValueError for one that tells nothing."""
+    ticks, text, paths = recipe.train.ticks, _text(recipe), _split(recipe)[1]
+    logs = _logs(recipe, paths)
+    for log, path in zip(logs, paths):
+        if not log.labels["weight"].any():
+            name = name_in(Path(recipe.data["folder"]), path)
+            raise ValueError(
+                f"data.validation: {name}: there is no tick at which the model would drive: words unknown?"
+            )
     return [
         make_batch([(log, begin, min(begin + ticks, len(log)))], [begin == 0], ticks, text)
-        for log in _logs(recipe, _split(recipe)[1])
+        for log in logs
         for begin in range(0, len(log), ticks)
     ]
 
@@ -162,11 +169,12 @@ def _split(recipe: Recipe) -> tuple[list[Path], list[Path]]:
 def _logs(recipe: Recipe, paths: Sequence[Path]) -> list[Tables]:
     label = Label(recipe.data["label"], **{k: tuple(v) if isinstance(v, list) else v for k, v in recipe.action.items()})
     vocabulary = Vocabulary(words(recipe)) if recipe.data["words"] else None
-    tick, latency_ms = Tick(**recipe.tick), recipe.data["latency_ms"]
-    return [
-        tables_of(survey(path), recipe.streams, label, tick, vocabulary, latency_ms, recipe.max_gap_ms)
-        for path in tqdm(paths, "recordings")
-    ]
+    tick, latency_ms, logs = Tick(**recipe.tick), recipe.data["latency_ms"], list[Tables]()
+    for recording in map(survey, tqdm(paths, "recordings")):
+        log = tables_of(recording, recipe.streams, label, tick, vocabulary, latency_ms, recipe.max_gap_ms)
+        log.labels["weight"][_told_unknown(recipe.streams, vocabulary, recording, log)] = 0  # there a robot stands
+        logs.append(log)
+    return logs
 
 
 def _text(recipe: Recipe) -> str | None:
@@ -229,7 +237,7 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
             continue
         said = np.array([model.step(inputs_at(log, tick)).values["action"][0, 0] for tick in range(len(log))])
         unknown = _unknown_commands(bundle, recordings[name])
-        stands = _stands(bundle, recordings[name], log, unknown)
+        stands = _stands(bundle, recordings[name], log)
         at_ns, commands = commands_of(recordings[name], label)
         last = np.searchsorted(at_ns, log.now_ns) - 1  # before each tick
         before = commands[last]
@@ -263,17 +271,25 @@ def _unknown_commands(bundle: Bundle, recording: Recording) -> list[str]:
     return sorted(text for text, spec in texts.items() if not _known(spec, text, bundle.vocabulary))
 
 
-def _stands(bundle: Bundle, recording: Recording, log: Tables, unknown: list[str]) -> np.ndarray:
+def _stands(bundle: Bundle, recording: Recording, log: Tables) -> np.ndarray:
     """bool (T,): whether the robot would stand, for want of a stream that is required, or as it was told last what its
     model does not know."""
     stands = ~log.mask[:, [spec.required for spec in bundle.streams]].all(1)
     stands |= ~log.mask[:, [not spec.latched for spec in bundle.streams]].any(1)  # a command alone is nothing to go by
-    for spec in bundle.streams:
+    return stands | _told_unknown(bundle.streams, bundle.vocabulary, recording, log)
+
+
+def _told_unknown(
+    streams: Sequence[StreamSpec], vocabulary: Vocabulary | None, recording: Recording, log: Tables
+) -> np.ndarray:
+    """bool (T,): whether what was told last has words that the vocabulary does not know."""
+    unknown = np.zeros(len(log), bool)
+    for spec in streams:
         if spec.kind == "text" and _holds(recording, spec):
             topic = recording.topics[spec.name]
             last = np.searchsorted(topic.arrival_ns, log.now_ns, side="right") - 1
-            stands |= (last >= 0) & np.array([text in unknown for text in topic.values])[last]
-    return stands
+            unknown |= (last >= 0) & ~np.array([_known(spec, text, vocabulary) for text in topic.values])[last]
+    return unknown
 
 
 def _known(spec: StreamSpec, text: str, vocabulary: Vocabulary | None) -> bool:

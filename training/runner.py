@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -16,14 +18,20 @@ from training.models import ModelState, MultiModalFusionNetwork, RobotMultiSenso
 from training.recipe import Recipe
 
 
+class Stepped(NamedTuple):
+    output: np.ndarray  # (output_dim,)
+    spikes: dict[str, np.ndarray]  # (spiking_units,), of the streams that stepped
+    state: ModelState
+    gates: np.ndarray  # (M,)
+    attention: np.ndarray | None  # (rows, cols), of a camera that is asked, if it stepped
+
+
 @torch.no_grad()
-def step(
-    model: MultiModalFusionNetwork, inputs: ModelInputs, state: ModelState
-) -> tuple[np.ndarray, dict[str, np.ndarray], ModelState]:
-    """One tick, batch 1 -> output (output_dim,), the spikes (spiking_units,) of the streams that stepped, state."""
+def step(model: MultiModalFusionNetwork, inputs: ModelInputs, state: ModelState) -> Stepped:
+    """One tick, batch 1."""
     if inputs.reset:
         state = model.zero_state(1)
-    encoders, held, spikes = dict(state.encoders), dict(state.held), {}
+    encoders, held, spikes, attention = dict(state.encoders), dict(state.held), {}, None
     for name in model.text_first:
         if name not in inputs.fresh:
             continue
@@ -32,14 +40,18 @@ def step(
         before = encoder.zero_state(1) if reset else encoders[name]
         batch, dt = torch.from_numpy(x)[None], torch.tensor([[dt_s]], dtype=torch.float32)
         sample, clip = encoder.receive(batch, before.clip)
-        features, _, _ = encoder.features(sample, held.get(model.text))
+        features, scores, _ = encoder.features(sample, held.get(model.text))
+        if scores is not None:
+            attention = scores[0, :-1].softmax(-1).view(encoder.net.grid).numpy()
         held[name], fired, encoders[name] = encoder.step(features, before._replace(clip=clip), dt)
         if encoder.fires:
             spikes[name] = fired[0].numpy()
     mask, age = torch.from_numpy(inputs.mask)[None], torch.from_numpy(inputs.age)[None]
-    fused, _, _ = model.fusion([held[name] for name in model.names], mask, age)
+    fused, gates, _ = model.fusion([held[name] for name in model.names], mask, age)
     h = model.core.step(fused, state.h, torch.tensor([[inputs.dt_s]], dtype=torch.float32))
-    return model.act(model.head(h))[0].numpy(), spikes, ModelState(encoders, held, h)
+    return Stepped(
+        model.act(model.head(h))[0].numpy(), spikes, ModelState(encoders, held, h), gates[0].numpy(), attention
+    )
 
 
 class TorchPipeline:
@@ -69,7 +81,7 @@ class TorchPipeline:
     def tick(self, now_ns: int) -> np.ndarray:
         self._rule.ticked(now_ns)
         inputs = model_inputs(self.recipe.streams, self._aligner.window(now_ns), self._vocabulary, self._ears)
-        action, _, self._state = step(self.model, inputs, self._state)
+        action, _, self._state, _, _ = step(self.model, inputs, self._state)
         if inputs.reset:
             self._previous = [0.0] * len(self._previous)
         dt_s = min(inputs.dt_s, self.recipe.tick["max_period_ms"] / 1e3)

@@ -50,6 +50,7 @@ from mm_edge.errors import EdgeError
 from mm_edge.types import StreamSpec
 from training import clips, coco, digits, drive, events, hearing, imu_can, lidar_velocity, robot, steering, vlm
 from training.batches import Batch
+from training.cached import write_text
 from training.check import LABEL_HELP
 from training.fusion import FusionStrategy
 from training.models import ModelState, MultiModalFusionNetwork
@@ -58,7 +59,7 @@ from training.recordings import tick_of
 from training.supervised import contrastive, newest
 
 RECIPES = Path(__file__).parent / "recipes"
-BEFORE_ALL = ("recipe.yaml", "commit", "cpu_minutes.json")  # what a training leaves that finds no data
+BEFORE_ALL = ("recipe.yaml", "commit", "cpu_minutes.json", "logs")  # what a training leaves that finds no data
 OF_DATA = {"drive": "robot", "vlm": "vlm_folder"}  # what learns from a folder instead of a simulation
 TASKS = {
     "clips": clips, "digits": digits, "drive": drive, "events": events, "imu_can": imu_can,
@@ -161,7 +162,7 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
 def train(recipe: Recipe, out: Path, workers: int) -> Path:
     """Train by the recipe into the folder `out`; returns the final weights' file. Raises ValueError for what is wrong
     with the recipe, or if what is there was made by another one."""
-    _check(recipe)
+    check_recipe(recipe)
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         same_recipe(recipe, out)
         _same_code(out)
@@ -180,19 +181,20 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
                     torch.manual_seed(recipe.seed + PartialState().process_index)
                 steps = _train_round(recipe.of_round(index), index, model, supply, out)
                 if PartialState().is_main_process:
-                    (out / f"steps{index}").write_text(str(steps))
+                    write_text(out / f"steps{index}", str(steps))
                     _save_weights(model, weights)
                 del supply  # the next round reads these episodes again: not to have them twice
                 PartialState().wait_for_everyone()
         student = weights
     assert student is not None, "a recipe has at least one round"
     if PartialState().is_main_process:
-        shutil.copyfile(student, out / "final.safetensors")
+        shutil.copyfile(student, out / "final.part")
+        (out / "final.part").rename(out / "final.safetensors")
     PartialState().wait_for_everyone()
     return out / "final.safetensors"
 
 
-def _check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Raises ValueError for what can be known to be wrong before anything is made."""
     config, processes = recipe.train, PartialState(cpu=not torch.cuda.is_available()).num_processes
     if recipe.task not in TASKS:
@@ -221,7 +223,7 @@ def same_recipe(recipe: Recipe, out: Path) -> None:
             "remove the folder, or give another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(yaml.safe_dump(recipe.raw, sort_keys=False))
+    write_text(kept, yaml.safe_dump(recipe.raw, sort_keys=False))
 
 
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:
@@ -234,7 +236,9 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
 
 def _is_begun(out: Path) -> bool:
     """Whether there is more than what a training leaves that found no data."""
-    return (out / "recipe.yaml").exists() and any(path.name not in BEFORE_ALL for path in out.iterdir())
+    return (out / "recipe.yaml").exists() and any(
+        path.name.removesuffix(".part") not in BEFORE_ALL for path in out.iterdir()
+    )
 
 
 def _same_code(out: Path) -> None:
@@ -248,7 +252,7 @@ def _same_code(out: Path) -> None:
         raise ValueError(
             f"{out}: was begun by commit {kept.read_text()}, this is {commit}; go back, or give another --out"
         )
-    kept.write_text(commit)
+    write_text(kept, commit)
 
 
 @contextmanager
@@ -263,7 +267,7 @@ def _cpu_minutes(out: Path, stage: str) -> Iterator[None]:
         if PartialState().is_main_process:
             spent = json.loads(file.read_text()) if file.exists() else {}
             spent[stage] = round(spent.get(stage, 0.0) + (sum(os.times()[:4]) - before) / 60, 4)
-            file.write_text(json.dumps(spent, indent=2))
+            write_text(file, json.dumps(spent, indent=2))
 
 
 class Supply(Protocol):
@@ -319,8 +323,9 @@ def without(batch: Batch, gone: Tensor, text: str | None) -> tuple[Batch, Tensor
 class _Progress:
     """What a stopped training needs to go on exactly: where each lane is, and what the model remembers there."""
 
-    def __init__(self, supply: Supply, state: ModelState):
+    def __init__(self, supply: Supply, state: ModelState, accelerator: Accelerator):
         self.supply, self.state, self.step = supply, state, 0
+        self._accelerator = accelerator
         self.smooth: dict[str, float] = {}  # losses and what else is shown
         self.best, self.best_step, self.since = math.inf, 0, 0
 
@@ -333,13 +338,24 @@ class _Progress:
 
     def state_dict(self) -> dict[str, Any]:
         patience = {"best": self.best, "best_step": self.best_step, "since": self.since, "smooth": self.smooth}
-        return {"supply": self.supply.state_dict(), "state": self.state, "step": self.step, "patience": patience}
+        state = self.state.map(self._of_all_lanes)
+        return {"supply": self.supply.state_dict(), "state": state, "step": self.step, "patience": patience}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.supply.load_state_dict(saved["supply"])
-        self.state, self.step = saved["state"].to(self.state.h.device), saved["step"]  # it was loaded onto the CPU
+        device, share, rank = self.state.h.device, len(self.state.h), self._accelerator.process_index
+        # It was loaded onto the CPU, of all lanes.
+        self.state = saved["state"].map(lambda x: x[rank * share : (rank + 1) * share].to(device))
+        self.step = saved["step"]
         for name, value in saved["patience"].items():
             setattr(self, name, value)
+
+    def _of_all_lanes(self, x: Tensor) -> Tensor:
+        """Of several processes each has its share of the lanes, and only the first one saves."""
+        x = x.detach()
+        if not x.numel():
+            return x.new_zeros(len(x) * self._accelerator.num_processes, *x.shape[1:])
+        return self._accelerator.gather(x.contiguous())
 
 
 def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, supply: Supply, out: Path) -> int:
@@ -359,13 +375,14 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     lesson, optimizer, scheduler = accelerator.prepare(_Lesson(recipe, model), optimizer, scheduler)
     share, rank = config.lanes // accelerator.num_processes, accelerator.process_index
-    progress = _Progress(supply, model.zero_state(share))
+    progress = _Progress(supply, model.zero_state(share), accelerator)
     accelerator.register_for_checkpointing(progress)
     unseen = TASKS[recipe.task].validation(recipe) if hasattr(TASKS[recipe.task], "validation") else []
     best = out / f"best{index}.safetensors"
     saved = out / "checkpoint"
-    if not saved.exists() and saved.with_suffix(".old").exists():  # stopped between the two renamings
-        saved.with_suffix(".old").rename(saved)
+    with accelerator.main_process_first():
+        if not saved.exists() and saved.with_suffix(".old").exists():  # stopped between the two renamings
+            saved.with_suffix(".old").rename(saved)
     if (saved / "round.json").exists() and json.loads((saved / "round.json").read_text())["round"] == index:
         accelerator.load_state(str(saved))
     model.train()
@@ -395,10 +412,10 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
         if progress.step % config.save_every_steps == 0 or progress.step == steps:
             # The same for all processes, or not all would stop.
             found = float(accelerator.reduce(torch.stack(since_save).mean(), "mean"))
-            if not math.isfinite(found):
+            if not (math.isfinite(found) and all(bool(p.isfinite().all()) for p in model.parameters())):
                 raise ValueError(
-                    f"round {index}: the loss is not finite before step {progress.step}: a lower train.learning_rate? "
-                    "The same command goes on from what was saved last"
+                    f"round {index}: the loss or a weight is not finite before step {progress.step}: try a lower "
+                    "train.learning_rate, and another --out"
                 )
             if unseen:
                 mine = _validate(accelerator.unwrap_model(lesson), unseen)

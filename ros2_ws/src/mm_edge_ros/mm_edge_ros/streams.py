@@ -21,6 +21,7 @@ from mm_edge.types import Sample, StreamSpec
 from mm_edge_ros.node import ERROR, WARN, with_info
 
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
+KEPT_S = 10.0  # for so long after us may come what was kept for us
 
 
 def topics(specs: Iterable[StreamSpec]) -> dict[str, str]:
@@ -67,7 +68,7 @@ class StreamSubscription:
         self._type_name = COMPRESSED if compressed and spec.kind == "image" else MESSAGE_TYPES[spec.kind]
         self.topic = node.resolve_topic_name(topic) + ("/compressed" if self._type_name == COMPRESSED else "")
         self._offers = self._usual = usual_offer(spec)
-        self._came_ns = self._sent_ns = 0  # when we did; when the last command was sent; both on the system's clock
+        self._came_s = self._sent_ns = 0  # when we did, in steady seconds; when the last command was sent
         self._subscribe()
 
     def follow(self) -> list[tuple[bytes, str]]:
@@ -118,15 +119,17 @@ class StreamSubscription:
             reliability=Reliability.RELIABLE if reliable else Reliability.BEST_EFFORT,
             durability=Durability.TRANSIENT_LOCAL if kept else Durability.VOLATILE,
         )
-        kind, self._came_ns = message_class(self._type_name), time.time_ns()
+        kind, self._came_s = message_class(self._type_name), time.monotonic()
         take = with_info(self._on_command) if self.spec.latched else self._on_message
         self._subscription = self._node.create_subscription(kind, self.topic, take, qos)
 
     def _on_command(self, msg: Any, info: Mapping[str, Any]) -> None:
         """The one that comes last counts. But each publisher may keep one for whoever comes later, and these come in no
-        order: of what was sent before we came, only what is newer than the one we have."""
+        order: at first, the one that was sent last. Not later, since clocks differ."""
         sent_ns = info.get("source_timestamp", 0)
-        if sent_ns < min(self._sent_ns, self._came_ns):
+        if sent_ns < self._sent_ns and time.monotonic() - self._came_s < KEPT_S:
+            text = f"{self.topic}: left out, since one that was sent later was here already: {msg}"
+            self._node.get_logger().warning(text)
             return
         self._sent_ns = sent_ns
         self._on_message(msg)
