@@ -284,7 +284,7 @@ def test_what_cannot_be_converted_is_refused_by_name(tmp_path, capsys):
     assert not (tmp_path / "again.partial").exists()  # before hours of work
     with pytest.raises(SystemExit):
         main(["to", str(tmp_path / "in"), str(tmp_path / "again"), "--fps", "-1"])
-    assert "argument --fps: expected at least 1, got -1" in capsys.readouterr().err
+    assert "argument --fps: expected a whole number, at least 1, got -1" in capsys.readouterr().err
 
 
 def test_what_is_left_out_is_told(tmp_path, capsys):
