@@ -303,8 +303,9 @@ class FaultWatch:
         stream = fault.stream
         if said and finding.detected_ms is None:
             finding.detected_ms = since_ms
-        known = set(map(_words, finding.words))
-        finding.words += [text for text in said if _words(text) not in known]
+        if said:
+            known = set(map(_words, finding.words))
+            finding.words += [text for text in said if _words(text) not in known]
         acts, because = output.action is not None, (f"{stream} ", "no sensor is present")
         if acts and not output.mask[stream] and finding.acted_without_ms is None:
             finding.acted_without_ms = since_ms

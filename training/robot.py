@@ -89,7 +89,8 @@ def raw_recipe(raw: dict[str, Any], folder: Path, topic: str, go_on: bool) -> di
 def with_words(recipe: Recipe) -> Recipe:
     """With the words of the recordings to learn from: told what it did not learn, a robot must stand. Prints them.
     Raises ValueError if of all that was said nothing is left."""
-    of_each, text = recipe.data["words"] if _text(recipe) else {}, _text(recipe)
+    text = _text(recipe)
+    of_each = recipe.data["words"] if text else {}
     known, others = ({word for path in paths for word in of_each.get(str(path), ())} for paths in _split(recipe))
     if text and not known:
         raise ValueError(f"data.validation: {recipe.data['validation']} leaves no text to learn from")

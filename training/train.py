@@ -59,7 +59,7 @@ from training.recordings import tick_of
 from training.supervised import contrastive, newest
 
 RECIPES = Path(__file__).parent / "recipes"
-BEFORE_ALL = ("recipe.yaml", "commit", "cpu_minutes.json", "logs")  # what a training leaves that finds no data
+BEFORE_ALL = ("recipe.yaml", "commit", "cpu_minutes.json", "logs")  # what a training leaves that has learned nothing
 OF_DATA = {"drive": "robot", "vlm": "vlm_folder"}  # what learns from a folder instead of a simulation
 TASKS = {
     "clips": clips, "digits": digits, "drive": drive, "events": events, "imu_can": imu_can,
@@ -235,7 +235,7 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
 
 
 def _is_begun(out: Path) -> bool:
-    """Whether there is more than what a training leaves that found no data."""
+    """Whether there is more than what a training leaves that has learned nothing."""
     return (out / "recipe.yaml").exists() and any(
         path.name.removesuffix(".part") not in BEFORE_ALL for path in out.iterdir()
     )
