@@ -25,12 +25,12 @@ from mm_edge.types import Action, Sample, Scan, StreamSpec
 from tests.test_real_data import CARMEN, COMMA, comma, flaser, sound, write_zip
 from tests.test_recordings import ARM, MS, RATES, T0, drop, record
 from training import evaluate, robot
-from training.batches import regular_batch, regular_steps
+from training.batches import Batch, regular_batch, regular_steps
 from training.digits import DigitDraw, Digits, build_model, hints, loss
-from training.models import EncoderState, ModelState
+from training.models import EncoderState, ModalityConfig, ModalityType, ModelState, MultiModalFusionNetwork
 from training.recipe import read_recipe
 from training.supervised import contrastive, newest
-from training.train import RECIPES, _validate, main, train, without
+from training.train import RECIPES, _Lesson, _validate, main, train, until_heard, without
 
 ROOT = Path(__file__).parents[1]
 FEW_TOPICS = {"/front/image_raw": 10, "/lidar": 5}
@@ -242,6 +242,50 @@ def test_what_was_dropped_starts_anew_when_it_is_back():
     assert torch.equal(left.h, ones.h)
 
 
+def seldom(lanes: int) -> Batch:
+    """Three ticks of a scan that comes with the last of them, and of an imu that comes with each."""
+    ticks = torch.ones(lanes, 3, 1)
+    scan, imu = regular_steps(ticks[:, :1], ticks, 3, 1.0), regular_steps(ticks, ticks, 3, 1.0)
+    scan = replace(scan, at=torch.tensor([[0, 0, 1]]).expand(lanes, 3))
+    return regular_batch({"scan": scan, "imu": imu}, torch.ones(lanes, 3, 2), ticks, {})
+
+
+def test_what_was_dropped_is_absent_until_it_steps_again():
+    batch = replace(seldom(4), start=torch.arange(4) == 3)  # an episode begins in the last lane
+    batch.steps["scan"].keep[1] = False
+    scan = torch.tensor([[0.0], [0.0], [1.0], [0.0]])
+    less = until_heard(batch, ModelState({}, {"scan": scan, "imu": torch.ones(4, 1)}, torch.ones(4, 4)))
+    assert less.mask[..., 0].tolist() == [[0, 0, 1], [0, 0, 0], [1, 1, 1], [1, 1, 1]]
+    assert less.mask[..., 1].all()
+
+
+def test_of_what_is_present_something_is_remembered_however_seldom_it_comes(monkeypatch):
+    """Chunk after chunk, while half of the senses are dropped now and then."""
+    shares = []
+
+    def loss(recipe, model, batch, out):
+        known = torch.stack([out.tokens[name].any(-1) for name in model.names], -1)
+        assert known[batch.mask > 0].all()
+        shares.append(batch.mask[..., 0].mean().item())
+        return out.output.sum(), {}
+
+    torch.manual_seed(0)
+    model = MultiModalFusionNetwork(
+        {name: ModalityConfig(ModalityType.SENSOR, 1) for name in ("scan", "imu")},
+        fusion_dim=8, num_attention_heads=2, output_dim=1,
+    )  # fmt: skip
+    for encoder in model.encoders.values():
+        torch.nn.init.normal_(encoder.liquid.bias)  # without, tokens of no spikes are zeros
+    monkeypatch.setattr("training.digits.loss", loss)
+    lesson = _Lesson(read_recipe(RECIPES / "digits.yaml", ["train.modality_dropout=0.5"]), model)
+    batch, state = seldom(16), model.zero_state(16)
+    batch = replace(batch, mask=torch.stack([batch.steps["scan"].at > 0, torch.ones(16, 3) > 0], -1).float())
+    for _ in range(8):
+        state = lesson(batch, state)[2]
+        batch = replace(seldom(16), start=torch.zeros(16) > 0)
+    assert all(0 < share < 1 for share in shares)
+
+
 def test_dropped_modalities_leave_no_trace_in_their_encoders(digits, tmp_path, monkeypatch):
     """Half of the lanes have one sense alone, and a sense that is not there keeps its state of rest."""
     kept = []
@@ -290,7 +334,7 @@ def test_each_of_two_processes_resumes_with_what_its_own_lanes_remember(tmp_path
     script.write_text(f"""
 import torch
 from accelerate import Accelerator
-from training.models import EncoderState, ModelState
+from training.models import EncoderState, ModalityConfig, ModalityType, ModelState, MultiModalFusionNetwork
 from training.train import _Progress
 
 class Supply:

@@ -181,6 +181,11 @@ class ModelState(NamedTuple):
         encoders = {n: EncoderState(*(left(i, x) for x in s)) for i, (n, s) in enumerate(self.encoders.items())}
         return ModelState(encoders, {n: left(i, x) for i, (n, x) in enumerate(self.held.items())}, self.h)
 
+    @property
+    def remembers(self) -> Tensor:
+        """bool (B, M): of which modalities anything is."""
+        return torch.stack([x.any(1) for x in self.held.values()], 1)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> ModelState:
         return ModelState(
             {name: EncoderState(*map(change, s)) for name, s in self.encoders.items()},

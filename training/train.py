@@ -43,6 +43,7 @@ from accelerate.utils import ProjectConfiguration
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from mm_edge.cli import at_least
@@ -293,7 +294,7 @@ class _Lesson(nn.Module):
         gone = None
         if config.modality_dropout and self.training:
             gone = torch.rand_like(batch.mask[:, :1]) < config.modality_dropout
-            batch, gone = without(batch, gone, self.model.text)
+            batch, gone = without(until_heard(batch, state), gone, self.model.text)
         result, state = self.model.scan(batch, state)
         if gone is not None:
             state = state.without(gone.squeeze(1))
@@ -307,6 +308,14 @@ class _Lesson(nn.Module):
                 parts["contrastive"] = contrastive(tokens, newest(batch.mask, batch.valid), classes)
                 total = total + config.contrastive * parts["contrastive"]
         return total, {name: value.detach() for name, value in parts.items()}, state
+
+
+def until_heard(batch: Batch, state: ModelState) -> Batch:
+    """A batch in which a modality that was dropped before is absent until it steps again, as on a robot: of itself the
+    batch has one that comes seldom as present, by what was sent before, and of that nothing is remembered."""
+    unknown = ~(batch.start[:, None] | state.remembers)
+    heard = [F.pad(s.keep.squeeze(-1).cumsum(1), (1, 0)).gather(1, s.at) > 0 for s in batch.steps.values()]
+    return replace(batch, mask=batch.mask.masked_fill(unknown[:, None] & ~torch.stack(heard, -1), 0.0))
 
 
 def without(batch: Batch, gone: Tensor, text: str | None) -> tuple[Batch, Tensor]:
