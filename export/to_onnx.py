@@ -316,6 +316,10 @@ def export_model(
     ((output, said),) = outputs.items()
     said = dict(said)
     classes = said.pop("classes", False)
+    if len(names := said.get("names", ())) != model.output_dim:
+        raise ValueError(
+            f"outputs.{output}.names: expected {model.output_dim}, as the model puts out, got {list(names)}"
+        )
     model = copy.deepcopy(model).cpu().eval()  # the caller's stays as it is
     if ticks is None:
         ticks = random_inputs(streams, len(words), model.tick_period_s, PARITY_TICKS)

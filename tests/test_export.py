@@ -188,6 +188,12 @@ def test_a_stream_that_is_not_what_its_modality_was_made_for_is_refused(name, ch
         export_model(network({name: config}), [spec], tmp_path / "b", CLASSES)
 
 
+def test_fewer_names_than_the_model_puts_out_are_refused(tmp_path):
+    model, spec = network({"sensor": MODALITIES["sensor"]}), stream("sensor", MODALITIES["sensor"])
+    with pytest.raises(ValueError, match=rf"outputs\.values\.names: expected {model.output_dim}, .*, got \['one'\]"):
+        export_model(model, [spec], tmp_path / "b", {"values": {"names": ["one"]}})
+
+
 def test_ticks_without_a_reset_are_refused(tmp_path):
     model, spec = network({"sensor": MODALITIES["sensor"]}), stream("sensor", MODALITIES["sensor"])
     ticks = random_inputs([spec], 0, 1 / 15, 9)[1:]

@@ -11,7 +11,14 @@ import numpy as np
 from mm_edge import preprocess
 from mm_edge.types import StreamSpec
 from training.fusion import FusionStrategy
-from training.models import PRESETS, MultiModalFusionNetwork, RobotMultiSensorModel, TriModalModel, sound
+from training.models import (
+    PRESETS,
+    ModalityEncoder,
+    MultiModalFusionNetwork,
+    RobotMultiSensorModel,
+    TriModalModel,
+    sound,
+)
 from training.nets import ModalityConfig, ModalityType, log_mel
 
 SMALL = {"encoder_dim": 16, "liquid_units": 8, "spiking_units": 12}
@@ -256,6 +263,16 @@ def test_an_encoder_alone_gives_the_tokens_that_the_network_holds():
     model, x = network({"wheels": WHEELS}).eval(), torch.randn(2, 5, *WHEELS.shape)
     tokens = model({"wheels": x}, return_modality_features=True).modality_features["wheels"]
     assert torch.allclose(model.encoders["wheels"](x), tokens, atol=1e-6)
+
+
+def test_an_encoder_alone_tells_of_what_it_cannot_take():
+    with pytest.raises(ValueError, match=r"expected float32 \(batch, time, 3\), got float32 \(2, 5, 4\)"):
+        ModalityEncoder(ModalityConfig(ModalityType.SENSOR, 3))(torch.zeros(2, 5, 4))
+
+
+def test_ticks_take_time():
+    with pytest.raises(ValueError, match=r"^tick_period_s: expected more than 0, got 0$"):
+        MultiModalFusionNetwork({"wheels": WHEELS}, tick_period_s=0)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def trained(tmp_path_factory) -> Path:
         ("train.progressive=[0.6, 0.3]", "train.progressive: expected two shares of the steps that rise"),
         ("train.epochs=-1", "train.epochs: expected 0 or more, got -1"),
         ("train.patience=[", "train.patience: while parsing"),
+        ("data.scale=[1]", "data.scale: expected a number above 0 for each of ['speed_change_mps', "),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(override, why):

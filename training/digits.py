@@ -55,7 +55,12 @@ LEVEL = 3000.0  # of a voice as a microphone with automatic gain gives it, of in
 
 
 def build_model(recipe: Recipe) -> MultiModalFusionNetwork:
-    """With a head for each sense alone, which only training has."""
+    """With a head for each sense alone, which only training has. Raises ValueError."""
+    if len(recipe.values["names"]) != 10:
+        raise ValueError(f"values.names: expected ten, of the digits from 0 to 9, got {recipe.values['names']}")
+    for name, trust in recipe.data["trust"].items():
+        if not (isinstance(trust, (int, float)) and 0 < trust < math.inf):
+            raise ValueError(f"data.trust.{name}: expected a number above 0, got {trust!r}")
     model = supervised.build_model(recipe, len(words(recipe)))
     for name, encoder in model.encoders.items():
         model.aux[name] = nn.Linear(encoder.units, model.output_dim)

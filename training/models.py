@@ -56,9 +56,8 @@ class ModalityEncoder(nn.Module):
             raise ValueError(f"backbone: expected one of {list(CELLS)}, got {config.backbone!r}")
         for size in ("encoder_dim", "liquid_units", "spiking_units"):
             _expect_size(size, getattr(config, size))
-        for time in ("period_s", "tau_s"):
-            if (value := getattr(config, time)) is not None and not value > 0:
-                raise ValueError(f"{time}: expected more than 0, got {value}")
+        for time, value in {"period_s": config.period_s, "tau_s": config.tau_s, "tick_period_s": tick_period_s}.items():
+            _expect_time(time, value)
         if not isinstance(config.num_spike_steps, int) or config.num_spike_steps < 0:
             raise ValueError(f"num_spike_steps: expected 0 or more, whole, got {config.num_spike_steps}")
         if not 0 < config.beta < 1:
@@ -87,7 +86,9 @@ class ModalityEncoder(nn.Module):
 
     def forward(self, x: Tensor, dt: Tensor | None = None, text: Tensor | None = None) -> Tensor:
         """A regular sequence from rest: x (B, T, *input_dim), dt (B, T, 1) seconds, the nominal period; of an "asked"
-        net also the text's token at each time, (B, T, text_units) -> tokens (B, T, liquid_units)."""
+        net also the text's token at each time, (B, T, text_units) -> tokens (B, T, liquid_units). Raises ValueError."""
+        if not _has_time(self.config, x):
+            raise ValueError(f"expected {_wanted(self.config, 'time,')}, got {_kind(x)} {tuple(x.shape)}")
         if dt is None:
             dt = torch.full((*x.shape[:2], 1), self.period_s, device=x.device)
         features, _, _ = self.features(x.flatten(0, 1), None if text is None else text.flatten(0, 1))
@@ -250,6 +251,7 @@ class MultiModalFusionNetwork(nn.Module):
         sizes = {"fusion_dim": fusion_dim, "num_attention_heads": num_attention_heads, "output_dim": output_dim}
         for size, value in {**sizes, "fusion_units": fusion_units}.items():
             _expect_size(size, value)
+        _expect_time("tick_period_s", tick_period_s)
         self.names, self.configs = tuple(modality_configs), dict(modality_configs)
         if not self.names:
             raise ValueError("modality_configs: expected at least one modality")
@@ -363,10 +365,7 @@ class MultiModalFusionNetwork(nn.Module):
             config = self.configs[name]
             timed = _has_time(config, x)
             if timed is None:
-                layouts = _layouts(config)
-                want = " or ".join(f"{kind} (batch, [time,] {', '.join(map(str, shape))})" for kind, shape in layouts)
-                got = f"{_kind(x)} {tuple(x.shape)}"
-                raise ValueError(f"{name}: expected {want}".replace("None", "n") + f", got {got}")
+                raise ValueError(f"{name}: expected {_wanted(config, '[time,]')}, got {_kind(x)} {tuple(x.shape)}")
             if config.vocabulary and ((x < 0) | (x > config.vocabulary)).any():
                 raise ValueError(f"{name}: expected tokens from 0 to {config.vocabulary}, got {x.min()} to {x.max()}")
             sizes[name] = len(x), x.shape[1] if timed else None
@@ -475,6 +474,12 @@ def _expect_size(name: str, value: int | None) -> None:
         raise ValueError(f"{name}: expected a whole number above 0, got {value!r}")
 
 
+def _expect_time(name: str, value: float | None) -> None:
+    """Raises ValueError."""
+    if value is not None and not value > 0:
+        raise ValueError(f"{name}: expected more than 0, got {value}")
+
+
 def _expect(name: str, x: Tensor | None, *shapes: tuple[int, ...]) -> None:
     """Raises ValueError."""
     if x is not None and tuple(x.shape) not in shapes:
@@ -492,6 +497,12 @@ def _layouts(config: ModalityConfig) -> list[tuple[str, tuple[int | None, ...]]]
         wave = (shape[0] - 1, None)
         return [("float32", shape), ("float32", wave), ("int16", wave)]
     return [("int64" if config.type is ModalityType.TEXT else "float32", shape)]
+
+
+def _wanted(config: ModalityConfig, time: str) -> str:
+    """Batches of what one sample may be, in words."""
+    layouts = (f"{kind} (batch, {time} {', '.join(map(str, shape))})" for kind, shape in _layouts(config))
+    return " or ".join(layouts).replace("None", "n")
 
 
 def _kind(x: Tensor) -> str:

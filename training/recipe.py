@@ -19,6 +19,12 @@ import yaml
 from mm_edge.manifest import Tick
 from mm_edge.types import StreamSpec
 
+# Of a task's own data, by name, what is a number: from, to.
+NUMBERS = {
+    "absent": (0, 1), "latency_ms": (0, math.inf), "learned": (0, 1), "min_count": (1, math.inf), "misheard": (0, 1),
+    "windows": (1, math.inf),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -115,6 +121,17 @@ def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
         raise ValueError(f"{path}: tick.anchor: expected one of {names}, got {tick.anchor!r}")
     if not tick.period_ms > 0:
         raise ValueError(f"{path}: tick.period_ms: expected more than 0, got {tick.period_ms}")
+    if not recipe.max_gap_ms > 0:
+        raise ValueError(f"{path}: max_gap_ms: expected more than 0, got {recipe.max_gap_ms}")
+    for name, value in recipe.data.items():
+        low, high = NUMBERS.get(name, (None, None))
+        if low is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+            raise ValueError(f"{path}: data.{name}: expected a number from {low} to {high}, got {value!r}")
+    if (scale := recipe.data.get("scale")) is not None:
+        names = recipe.values["names"]
+        fits = isinstance(scale, list) and len(scale) == len(names)
+        if not (fits and all(isinstance(unit, (int, float)) and unit > 0 for unit in scale)):
+            raise ValueError(f"{path}: data.scale: expected a number above 0 for each of {names}, got {scale!r}")
     if not recipe.rounds:
         raise ValueError(f"{path}: rounds: expected at least one")
     for i, round_ in enumerate(recipe.rounds):
