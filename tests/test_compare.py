@@ -71,6 +71,15 @@ def test_all_are_as_large_as_the_shipped_model_but_the_senses_alone(task):
         assert size == pytest.approx(shipped, rel=0.03) or name.endswith("alone"), name
 
 
+def test_what_a_stream_has_of_its_own_is_varied_like_the_rest():
+    own = ["model.modality.imu={num_spike_steps: 1, backbone: ltc, liquid_units: 48}", "train.ticks=2"]
+    found = compare.variants(read_recipe(RECIPES / "imu_can.yaml", own))
+    imu = {name: raw["model"]["modality"]["imu"] for name, raw in found.items() if not name.endswith("alone")}
+    assert imu["early fusion"]["backbone"] == imu["liquid, no spikes"]["backbone"] == "ltc"
+    assert (imu["GRU"]["backbone"], imu["GRU"]["num_spike_steps"]) == ("gru", 0)
+    assert imu["concatenation"]["backbone"] == "none" and imu["concatenation"]["liquid_units"] > 48
+
+
 def test_what_only_several_senses_can_have_is_not_asked_of_one_alone():
     rates = "train.learning_rates={image: 0.5, audio: 2.0}"
     recipe = read_recipe(RECIPES / "digits.yaml", ["train.modality_dropout=0.2", rates])
@@ -83,7 +92,8 @@ def test_a_gru_that_wins_is_said_to():
     recipe = read_recipe(RECIPES / "lidar_velocity.yaml")
 
     def trials(*values: float) -> list[dict]:
-        return [{"scores": {"as recorded": {"scan": {"linear": v, "angular": 0.5}}}} for v in values]
+        scores = [{"as recorded": {"scan": {"linear": v, "angular": 0.5}}} for v in values]
+        return [{"scores": each, "commit": "abc"} for each in scores]
 
     results = {
         "liquid-spike": trials(0.50, 0.52, 0.51),
@@ -93,6 +103,8 @@ def test_a_gru_that_wins_is_said_to():
     linear, angular, chance = compare.verdicts(recipe, results)
     assert "better: GRU (+0.100 +- 0.025)" in linear and "worse: none" in linear
     assert "better: none; worse: none" in angular and chance.startswith("4 comparisons")
+    results["GRU"][1]["commit"] = "def"
+    assert compare.verdicts(recipe, results)[0] == "not all were trained by the same code: abc, def"
 
 
 def test_a_label_that_never_varies_has_no_r2_and_shows_no_difference():
@@ -101,7 +113,10 @@ def test_a_label_that_never_varies_has_no_r2_and_shows_no_difference():
     assert r2(true[:0], true[:0]) is None
     recipe = read_recipe(RECIPES / "lidar_velocity.yaml")
     results = {
-        name: [{"scores": {"as recorded": {"scan": {"linear": v, "angular": None}}}} for v in (low, low + 0.01)]
+        name: [
+            {"scores": {"as recorded": {"scan": {"linear": v, "angular": None}}}, "commit": "abc"}
+            for v in (low, low + 0.01)
+        ]
         for name, low in (("liquid-spike", 0.5), ("GRU", 0.2))
     }
     linear, angular, chance = compare.verdicts(recipe, results)

@@ -220,26 +220,28 @@ def test_what_is_aligned_is_of_each_lanes_last_tick_that_is_no_padding():
 
 def test_a_modality_that_is_dropped_does_not_step_and_something_is_left():
     """Of a camera, an IMU and the command that all send at each of two ticks."""
-    ones, mask = torch.ones(4, 2, 1), torch.ones(4, 2, 3)
+    ones, mask = torch.ones(5, 2, 1), torch.ones(5, 2, 3)
     mask[3, :, 1] = 0  # its imu is dead
     steps = {name: regular_steps(ones, ones, 2, 1.0) for name in ("camera", "imu", "text")}
     batch = regular_batch(steps, mask, ones, {})
-    gone = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1], [1, 0, 0]])[:, None] > 0
-    less, dropped = without(batch, gone, "text")
-    assert dropped[:, 0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
-    assert less.mask[:, 0].tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 1], [1, 0, 1]]
+    draw = torch.tensor([[0.1, 0.9, 0.1], [0.9, 0.1, 0.9], [0.1, 0.2, 0.1], [0.2, 0.1, 0.9], [0.9, 0.8, 0.1]])[:, None]
+    less, dropped = without(batch, draw, 0.5, "text")
+    assert dropped[:, 0].tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert less.mask[:, 0].tolist() == [[0, 1, 1], [1, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]]
     steps = torch.stack([s.keep[:, 0, 0] for s in less.steps.values()], 1)
-    assert steps.tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 1], [1, 1, 1]]
+    assert steps.tolist() == [[0, 1, 1], [1, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]]
+    assert without(batch, draw, 1.0, "text")[1].sum((1, 2)).tolist() == [1, 1, 1, 1, 1]
 
 
 def test_what_was_dropped_starts_anew_when_it_is_back():
     """As on a robot after a long silence: for a chunk it was not there."""
     one = torch.ones(2, 1)
-    ones = ModelState({name: EncoderState(one, one, one) for name in "ab"}, {"a": one, "b": one}, torch.ones(2, 4))
+    encoders = {name: EncoderState(one, one, one) for name in "ab"}
+    ones = ModelState(encoders, {"a": one, "b": one}, torch.ones(2, 4), torch.ones(2, 2))
     left = ones.without(torch.tensor([[True, False], [False, False]]))
     for name, rows in (("a", [[0], [1]]), ("b", [[1], [1]])):
         assert [x.tolist() for x in (*left.encoders[name], left.held[name])] == [rows] * 4
-    assert torch.equal(left.h, ones.h)
+    assert torch.equal(left.h, ones.h) and left.stepped.tolist() == [[0, 1], [1, 1]]
 
 
 def seldom(lanes: int) -> Batch:
@@ -253,8 +255,8 @@ def seldom(lanes: int) -> Batch:
 def test_what_was_dropped_is_absent_until_it_steps_again():
     batch = replace(seldom(4), start=torch.arange(4) == 3)  # an episode begins in the last lane
     batch.steps["scan"].keep[1] = False
-    scan = torch.tensor([[0.0], [0.0], [1.0], [0.0]])
-    less = until_heard(batch, ModelState({}, {"scan": scan, "imu": torch.ones(4, 1)}, torch.ones(4, 4)))
+    stepped = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    less = until_heard(batch, ModelState({}, {}, torch.ones(4, 4), stepped))
     assert less.mask[..., 0].tolist() == [[0, 0, 1], [0, 0, 0], [1, 1, 1], [1, 1, 1]]
     assert less.mask[..., 1].all()
 
@@ -275,7 +277,7 @@ def test_of_what_is_present_something_is_remembered_however_seldom_it_comes(monk
         fusion_dim=8, num_attention_heads=2, output_dim=1,
     )  # fmt: skip
     for encoder in model.encoders.values():
-        torch.nn.init.normal_(encoder.liquid.bias)  # without, tokens of no spikes are zeros
+        torch.nn.init.normal_(encoder.liquid.bias)  # or a token of no spikes is zeros, too
     monkeypatch.setattr("training.digits.loss", loss)
     lesson = _Lesson(read_recipe(RECIPES / "digits.yaml", ["train.modality_dropout=0.5"]), model)
     batch, state = seldom(16), model.zero_state(16)
@@ -334,7 +336,7 @@ def test_each_of_two_processes_resumes_with_what_its_own_lanes_remember(tmp_path
     script.write_text(f"""
 import torch
 from accelerate import Accelerator
-from training.models import EncoderState, ModalityConfig, ModalityType, ModelState, MultiModalFusionNetwork
+from training.models import EncoderState, ModelState
 from training.train import _Progress
 
 class Supply:
@@ -343,7 +345,7 @@ class Supply:
 def remembered(value):
     x, nothing = torch.full((2, 3), value, requires_grad=True) * 1, torch.zeros(2, 0)
     fields = [x, *[nothing] * (len(EncoderState._fields) - 1)]
-    return ModelState({{"audio": EncoderState(*fields)}}, {{"audio": x}}, x)
+    return ModelState({{"audio": EncoderState(*fields)}}, {{"audio": x}}, x, x)
 
 accelerator = Accelerator(cpu=True)
 mine = accelerator.process_index + 1.0
@@ -448,8 +450,8 @@ def test_nothing_is_told_from_zero(capsys):
     ]  # fmt: skip
 
 
-def record_told(path, *words):
-    """Four seconds of a robot that is told these, one after the other."""
+def record_told(path, *words, blind=()):
+    """Four seconds of a robot that is told these, one after the other; no scan comes in the tenths that it is blind."""
     specs = [StreamSpec("scan", "scan", (), 10, 0), StreamSpec("text", "text", (), 0, 0)]
     with RecordingWriter(path, specs, {}) as recording:
         for i in range(40):
@@ -457,7 +459,8 @@ def record_told(path, *words):
             if i % (40 // len(words)) == 0:
                 recording.write(Sample("text", at_ns, at_ns, words[i * len(words) // 40]))
             ranges = np.full(8, 1 + i / 40, np.float32)
-            recording.write(Sample("scan", at_ns, at_ns, Scan(ranges, 0.0, 0.5, 0.125, 12.0)))
+            if i not in blind:
+                recording.write(Sample("scan", at_ns, at_ns, Scan(ranges, 0.0, 0.5, 0.125, 12.0)))
             if i % 2 == 0:
                 told = np.float32([[0.5 + i // 2 % 3]])
                 recording.command("cmd_vel", Action(("linear_x",), told, 0.0), at_ns, at_ns)
@@ -478,6 +481,15 @@ def test_words_that_only_recordings_held_out_have_are_not_known(tmp_path, capsys
     record_told(tmp_path / "bags" / "c", "jump")
     assert main([*arguments, "--out", str(tmp_path / "never"), "data.validation=[c]"]) == 2
     assert "data.validation: c: there is no tick at which the model would drive" in capsys.readouterr().err
+
+
+def test_of_ticks_at_which_a_robot_is_blind_and_stands_nothing_is_learned(tmp_path):
+    record_told(tmp_path / "bags" / "a", "go", blind=range(15, 30))
+    arguments = ["robot", "--data", str(tmp_path / "bags"), "rounds=[{steps: 1}]", "train.lanes=2", "train.ticks=6"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    (log,) = robot._logs(read_recipe(tmp_path / "run" / "recipe.yaml"), [tmp_path / "bags" / "a"])
+    blind, weight = log.mask[:, 0] == 0, log.labels["weight"]
+    assert blind.sum() > 5 and not weight[blind].any() and weight[~blind].sum() > 10
 
 
 def test_ticks_at_which_the_robot_would_stand_are_not_scored(tmp_path, capsys):

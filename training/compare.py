@@ -127,7 +127,7 @@ def compare(
                 weights = train(mine, folder, workers=1)
                 write_text(file, json.dumps(trial(mine, weights)))
             found = json.loads(file.read_text())
-            if "windows" not in found:
+            if "commit" not in found:
                 raise ValueError(f"{file}: of an earlier version, whose scores need not be the same: remove {folder}")
             results.setdefault(name, []).append(found)
     return results
@@ -161,17 +161,22 @@ def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _varied(recipe: Recipe, spikes: int = 1, cell: str = "cfc", strategy: str | None = None) -> dict[str, Any]:
+def _varied(recipe: Recipe, spikes: int = 1, cell: str | None = None, strategy: str | None = None) -> dict[str, Any]:
     target = parameters(_model(recipe.raw))
 
     def sized(factor: float) -> dict[str, Any]:
         raw = copy.deepcopy(recipe.raw)
         model, modality = raw["model"], raw["model"]["modality"]
         model["fusion_strategy"] = strategy or model["fusion_strategy"]
-        model["core"] = modality["backbone"] = cell
-        if not spikes:
-            modality["num_spike_steps"] = 0
-        modality["liquid_units"] = max(1, round(modality["liquid_units"] * factor))
+        if cell:
+            model["core"] = cell
+        for own in (modality, *(value for value in modality.values() if isinstance(value, dict))):  # or one stream's
+            if cell:
+                own["backbone"] = cell
+            if not spikes:
+                own["num_spike_steps"] = 0
+            if "liquid_units" in own:
+                own["liquid_units"] = max(1, round(own["liquid_units"] * factor))
         model["fusion_units"] = max(1, round(model.get("fusion_units", model["fusion_dim"]) * factor))
         return raw
 
@@ -197,7 +202,7 @@ def parameters(model: MultiModalFusionNetwork) -> int:
 def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
     """What a trained model does: "scores" of each condition, each subset of senses present, each measure; "loop", what
     comes of it in closed loop; its "parameters", "tick_ms", "train_ms" a step, "held_mib" of a window, "rates" of
-    spikes, and "weights" of the fusion; in how many "windows" it was examined."""
+    spikes, and "weights" of the fusion; in how many "windows" it was examined; by which "commit" it was trained."""
     task = TASKS[recipe.task]
     model = task.build_model(recipe)
     model.load_state_dict(load_file(weights))
@@ -224,6 +229,7 @@ def trial(recipe: Recipe, weights: Path) -> dict[str, Any]:
         "tick_ms": _tick_ms(recipe, model),
         "steps": steps,
         "train_ms": round(minutes * 60e3 / max(1, steps), 2),
+        "commit": (weights.parent / "commit").read_text(),
         **shown,
     }
 
@@ -346,6 +352,8 @@ def verdicts(recipe: Recipe, results: dict[str, list[dict[str, Any]]]) -> list[s
     """A sentence for each measure and condition: from which other models the shipped one differs, paired by seed, by
     more than its confidence interval. Of twenty comparisons without any difference, one does, too."""
     said, compared = [], 0
+    if len(commits := sorted({trial["commit"] for trials in results.values() for trial in trials})) > 1:
+        said.append(f"not all were trained by the same code: {', '.join(commits)}")
     for measure, what in TASKS[recipe.task].MEASURES.items():
         for condition in results[SHIPPED][0]["scores"]:
             mine = [_all_present(t, condition)[measure] for t in results[SHIPPED]]

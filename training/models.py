@@ -167,6 +167,7 @@ class ModelState(NamedTuple):
     encoders: dict[str, EncoderState]
     held: dict[str, Tensor]  # stream -> (B, liquid_units), zeros until it first stepped
     h: Tensor  # (B, fusion_units)
+    stepped: Tensor  # (B, M), 1 of those streams of which anything is remembered
 
     def zero_where(self, start: Tensor) -> ModelState:
         """`start` bool (B,): these begin anew. Detached from what made it, too."""
@@ -180,18 +181,15 @@ class ModelState(NamedTuple):
             return torch.where(gone[:, [i]], 0.0, x)
 
         encoders = {n: EncoderState(*(left(i, x) for x in s)) for i, (n, s) in enumerate(self.encoders.items())}
-        return ModelState(encoders, {n: left(i, x) for i, (n, x) in enumerate(self.held.items())}, self.h)
-
-    @property
-    def remembers(self) -> Tensor:
-        """bool (B, M): of which modalities anything is."""
-        return torch.stack([x.any(1) for x in self.held.values()], 1)
+        held = {n: left(i, x) for i, (n, x) in enumerate(self.held.items())}
+        return ModelState(encoders, held, self.h, self.stepped.masked_fill(gone, 0.0))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ModelState:
         return ModelState(
             {name: EncoderState(*map(change, s)) for name, s in self.encoders.items()},
             {name: change(x) for name, x in self.held.items()},
             change(self.h),
+            change(self.stepped),
         )
 
 
@@ -289,10 +287,12 @@ class MultiModalFusionNetwork(nn.Module):
 
     def zero_state(self, batch: int) -> ModelState:
         encoders = {name: e.zero_state(batch) for name, e in self.encoders.items()}
+        zeros = next(self.core.parameters()).new_zeros
         return ModelState(
             encoders=encoders,
             held={name: torch.zeros_like(state.h) for name, state in encoders.items()},
-            h=next(self.core.parameters()).new_zeros(batch, self.core.units),
+            h=zeros(batch, self.core.units),
+            stepped=zeros(batch, len(self.names)),
         )
 
     def forward(
@@ -452,7 +452,8 @@ class MultiModalFusionNetwork(nn.Module):
             self.act(raw), raw, tokens, by_step, all_spikes, scores, grids, gates.view(*shape, -1),
             attention.view(*shape, *attention.shape[1:]), all_features,
         )  # fmt: skip
-        return result, ModelState(encoders, held, h)
+        now = torch.cat([batch.steps[name].keep.any(1) for name in self.names], -1)
+        return result, ModelState(encoders, held, h, state.stepped.masked_fill(now, 1.0))
 
 
 def _taken(steps: StepBatch, present: Tensor, since_s: Tensor) -> StepBatch:

@@ -38,7 +38,7 @@ class TrainConfig:
     mixed_precision: str  # of the preprocessing nets: no, bf16, fp16; cells and fusion stay in float32
     epochs: int = 0  # instead of the rounds' steps, where a task's data have an end
     accumulate: int = 1  # batches whose gradients make one step
-    modality_dropout: float = 0.0  # share of (lane, modality) that is absent for a whole batch
+    modality_dropout: float = 0.0  # share of (lane, modality) that is absent for a whole batch; one sense always stays
     learning_rates: dict[str, float] = dataclasses.field(default_factory=dict)  # factor of a modality's encoder
     progressive: tuple[float, ...] = ()  # (a, b): encoders alone until share a of the steps, fusion alone until b
     contrastive: float = 0.0  # weight of aligning the modalities' tokens, see `contrastive` in training/supervised.py

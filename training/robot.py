@@ -173,7 +173,7 @@ def _logs(recipe: Recipe, paths: Sequence[Path]) -> list[Tables]:
     tick, latency_ms, logs = Tick(**recipe.tick), recipe.data["latency_ms"], list[Tables]()
     for recording in map(survey, tqdm(paths, "recordings")):
         log = tables_of(recording, recipe.streams, label, tick, vocabulary, latency_ms, recipe.max_gap_ms)
-        log.labels["weight"][_told_unknown(recipe.streams, vocabulary, recording, log)] = 0  # there a robot stands
+        log.labels["weight"][_stands(recipe.streams, vocabulary, recording, log)] = 0
         logs.append(log)
     return logs
 
@@ -238,7 +238,7 @@ def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
             continue
         said = np.array([model.step(inputs_at(log, tick)).values["action"][0, 0] for tick in range(len(log))])
         unknown = _unknown_commands(bundle, recordings[name])
-        stands = _stands(bundle, recordings[name], log)
+        stands = _stands(bundle.streams, bundle.vocabulary, recordings[name], log)
         at_ns, commands = commands_of(recordings[name], label)
         last = np.searchsorted(at_ns, log.now_ns) - 1  # before each tick
         before = commands[last]
@@ -272,25 +272,19 @@ def _unknown_commands(bundle: Bundle, recording: Recording) -> list[str]:
     return sorted(text for text, spec in texts.items() if not _known(spec, text, bundle.vocabulary))
 
 
-def _stands(bundle: Bundle, recording: Recording, log: Tables) -> np.ndarray:
-    """bool (T,): whether the robot would stand, for want of a stream that is required, or as it was told last what its
-    model does not know."""
-    stands = ~log.mask[:, [spec.required for spec in bundle.streams]].all(1)
-    stands |= ~log.mask[:, [not spec.latched for spec in bundle.streams]].any(1)  # a command alone is nothing to go by
-    return stands | _told_unknown(bundle.streams, bundle.vocabulary, recording, log)
-
-
-def _told_unknown(
+def _stands(
     streams: Sequence[StreamSpec], vocabulary: Vocabulary | None, recording: Recording, log: Tables
 ) -> np.ndarray:
-    """bool (T,): whether what was told last has words that the vocabulary does not know."""
-    unknown = np.zeros(len(log), bool)
+    """bool (T,): whether the robot would stand, for want of a stream that is required, or as it was told last what its
+    model does not know."""
+    stands = ~log.mask[:, [spec.required for spec in streams]].all(1)
+    stands |= ~log.mask[:, [not spec.latched for spec in streams]].any(1)  # a command alone is nothing to go by
     for spec in streams:
         if spec.kind == "text" and _holds(recording, spec):
             topic = recording.topics[spec.name]
             last = np.searchsorted(topic.arrival_ns, log.now_ns, side="right") - 1
-            unknown |= (last >= 0) & ~np.array([_known(spec, text, vocabulary) for text in topic.values])[last]
-    return unknown
+            stands |= (last >= 0) & ~np.array([_known(spec, text, vocabulary) for text in topic.values])[last]
+    return stands
 
 
 def _known(spec: StreamSpec, text: str, vocabulary: Vocabulary | None) -> bool:

@@ -49,9 +49,9 @@ def step(model: MultiModalFusionNetwork, inputs: ModelInputs, state: ModelState)
     mask, age = torch.from_numpy(inputs.mask)[None], torch.from_numpy(inputs.age)[None]
     fused, gates, _ = model.fusion([held[name] for name in model.names], mask, age)
     h = model.core.step(fused, state.h, torch.tensor([[inputs.dt_s]], dtype=torch.float32))
-    return Stepped(
-        model.act(model.head(h))[0].numpy(), spikes, ModelState(encoders, held, h), gates[0].numpy(), attention
-    )
+    stepped = state.stepped.masked_fill(torch.tensor([name in inputs.fresh for name in model.names]), 1.0)
+    after = ModelState(encoders, held, h, stepped)
+    return Stepped(model.act(model.head(h))[0].numpy(), spikes, after, gates[0].numpy(), attention)
 
 
 class TorchPipeline:

@@ -88,7 +88,7 @@ class _SpikeRate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):
         x, w1, w2, current, *kept = ctx.saved_tensors
-        d_w2, d_b2, d_currents = torch.zeros_like(w2), w2.new_zeros(len(w2)), []
+        d_w2, d_b2, d_currents = torch.zeros_like(w2), w2.new_zeros(len(w2)), [current[:0]]
         for part, roots, exponent in zip(_chunks(x), kept[::2], kept[1::2], strict=True):
             d_second = _fused(mean_spikes_grad, ctx.compiled)(grad[part].contiguous(), roots, exponent)
             flat, spikes = d_second.flatten(0, 1), _fused(held_spikes, ctx.compiled)(current[part], *ctx.lif)

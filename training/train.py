@@ -144,6 +144,7 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
             raise ValueError(f"--modalities: expected some of {sorted(known)}, got {sorted(unknown)}")
         for left_out in {s["name"] for s in raw["streams"] if s not in chosen}:
             raw["model"].get("modality", {}).pop(left_out, None)
+            raw.get("train", {}).get("learning_rates", {}).pop(left_out, None)
         raw["streams"] = chosen
         if raw["tick"]["anchor"] not in [s["name"] for s in chosen]:
             raw["tick"] = asdict(tick_of([make(StreamSpec, s, f"{path}: streams") for s in chosen]))
@@ -165,8 +166,9 @@ def train(recipe: Recipe, out: Path, workers: int) -> Path:
     with the recipe, or if what is there was made by another one."""
     check_recipe(recipe)
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        same_recipe(recipe, out)
-        _same_code(out)
+        if PartialState().is_main_process:
+            same_recipe(recipe, out)
+            _same_code(out)
     task = TASKS[recipe.task]
     student: Path | None = None
     for index in range(len(recipe.rounds)):
@@ -293,8 +295,8 @@ class _Lesson(nn.Module):
         config = self.recipe.train
         gone = None
         if config.modality_dropout and self.training:
-            gone = torch.rand_like(batch.mask[:, :1]) < config.modality_dropout
-            batch, gone = without(until_heard(batch, state), gone, self.model.text)
+            draw = torch.rand_like(batch.mask[:, :1])
+            batch, gone = without(until_heard(batch, state), draw, config.modality_dropout, self.model.text)
         result, state = self.model.scan(batch, state)
         if gone is not None:
             state = state.without(gone.squeeze(1))
@@ -313,18 +315,18 @@ class _Lesson(nn.Module):
 def until_heard(batch: Batch, state: ModelState) -> Batch:
     """A batch in which a modality that was dropped before is absent until it steps again, as on a robot: of itself the
     batch has one that comes seldom as present, by what was sent before, and of that nothing is remembered."""
-    unknown = ~(batch.start[:, None] | state.remembers)
+    unknown = ~batch.start[:, None] & (state.stepped == 0)
     heard = [F.pad(s.keep.squeeze(-1).cumsum(1), (1, 0)).gather(1, s.at) > 0 for s in batch.steps.values()]
     return replace(batch, mask=batch.mask.masked_fill(unknown[:, None] & ~torch.stack(heard, -1), 0.0))
 
 
-def without(batch: Batch, gone: Tensor, text: str | None) -> tuple[Batch, Tensor]:
-    """A batch in which the modalities that are gone, bool (B, 1, M), send nothing: they are absent, and their encoders
-    do not step; and which are. The text is a command, and never gone; nor are a lane's last senses."""
-    sense = torch.tensor([name != text for name in batch.steps], device=gone.device)
-    gone = gone & sense
-    left = (batch.mask * sense).masked_fill(gone, 0.0).amax((1, 2), keepdim=True)
-    gone = gone & (left > 0)
+def without(batch: Batch, draw: Tensor, share: float, text: str | None) -> tuple[Batch, Tensor]:
+    """A batch in which the modalities that drew less than `share` of (B, 1, M) send nothing: they are absent, and their
+    encoders do not step; and which are, bool. The text is a command, and never gone; nor is, of all senses that a lane
+    has, the one that drew the most."""
+    sense = torch.tensor([name != text for name in batch.steps], device=draw.device)
+    there = (batch.mask.amax(1, keepdim=True) > 0) & sense
+    gone = sense & (draw < draw.masked_fill(~there, 0.0).amax(2, keepdim=True).clamp(max=share))
     steps = {name: replace(s, keep=s.keep & ~gone[..., [i]]) for i, (name, s) in enumerate(batch.steps.items())}
     return replace(batch, mask=batch.mask.masked_fill(gone, 0.0), steps=steps), gone
 
@@ -408,11 +410,11 @@ def _train_round(recipe: Recipe, index: int, model: MultiModalFusionNetwork, sup
             batch = progress.supply.next().lanes(rank * share, (rank + 1) * share).to(accelerator.device)
             total, parts, progress.state = lesson(batch, progress.state)
             accelerator.backward(total / config.accumulate)
+            since_save.append(total.detach())
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         scheduler.step()
         progress.step = step + 1
-        since_save.append(total.detach())
         if step % 10 == 0:
             values = {k: float(v) for k, v in accelerator.reduce({**parts, "loss": total.detach()}, "mean").items()}
             progress.smooth |= {k: 0.9 * progress.smooth.get(k, v) + 0.1 * v for k, v in values.items()}

@@ -81,7 +81,8 @@ class VisionLanguageLearner(VisionLanguageModel):
 
     def zero_state(self, batch: int) -> ModelState:
         """Each picture stands alone."""
-        return ModelState({}, {}, self.place.new_zeros(batch, 1))
+        nothing = self.place.new_zeros(batch, 1)
+        return ModelState({}, {}, nothing, nothing)
 
     def scan(self, batch: Batch, state: ModelState) -> tuple[VlmResult, ModelState]:
         label = {name: value[:, 0] for name, value in batch.labels.items()}

@@ -110,7 +110,8 @@ def reference(labels: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def inputs_at(log: Tables, tick: int, begin: int = 0) -> ModelInputs:
-    """What a robot's model that began anew at the tick `begin` is given."""
+    """What a model that began anew at the tick `begin` is given: of each stream what has come since. (A robot's gets
+    what it still holds, too.)"""
     taken = log.newest[begin - 1] if begin else np.zeros(len(log.steps), int)
     fresh = {}
     for j, (name, steps) in enumerate(log.steps.items()):
