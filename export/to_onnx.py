@@ -103,7 +103,8 @@ def export_parts(
     one, specs = torch.ones(1, 1), {spec.name: spec for spec in streams}
     for name in tqdm([*model.text_first, None], "export", leave=False):
         if name is None:
-            state, uses = {"h": torch.zeros(1, model.core.units)}, {n: f"{n}.token" for n in model.names}
+            state = {"h": torch.zeros(1, model.core.units)}
+            uses = {f"token{i}": f"{n}.token" for i, n in enumerate(model.names)}  # which may be called "mask"
             part: nn.Module = FusionPart(model, output, classes)
             # Different tensors: the exporter takes arguments that are the same tensor for one input.
             mask, age = torch.ones(1, len(model.names)), torch.zeros(1, len(model.names))

@@ -188,6 +188,12 @@ def test_a_stream_that_is_not_what_its_modality_was_made_for_is_refused(name, ch
         export_model(network({name: config}), [spec], tmp_path / "b", CLASSES)
 
 
+@pytest.mark.parametrize("name", ["mask", "age", "dt", "gates", "token"])
+def test_a_modality_may_be_called_as_what_the_fusion_takes_and_gives(name, tmp_path):
+    model = network({name: MODALITIES["sensor"]}).eval()
+    check_same_on_robot(model, *exported(model, tmp_path / "bundle"))
+
+
 def test_fewer_names_than_the_model_puts_out_are_refused(tmp_path):
     model, spec = network({"sensor": MODALITIES["sensor"]}), stream("sensor", MODALITIES["sensor"])
     with pytest.raises(ValueError, match=rf"outputs\.values\.names: expected {model.output_dim}, .*, got \['one'\]"):

@@ -82,7 +82,7 @@ def test_nothing_is_learned_from_who_is_kept_apart(words, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "why"),
     [
-        ("data.held_out=[bob]", r"data.held_out: .* has no such speakers or folds: \['bob'\]"),
+        ("data.held_out=[zoo]", r"data.held_out: there is no zoo; did you mean zoe\?"),
         ("data.held_out=1", "expected a list of speakers or folds, or a share below 1, got 1"),
         ("data.held_out=zoe", "or a share below 1, got 'zoe'"),
         ("data.held_out=true", "or a share below 1, got True"),
@@ -92,6 +92,11 @@ def test_nothing_is_learned_from_who_is_kept_apart(words, monkeypatch):
 def test_what_cannot_be_kept_apart_is_refused(words, option, why):
     with pytest.raises(ValueError, match=why):
         Sounds(recipe("words", words, SAID, option))
+
+
+def test_folds_of_another_folder_are_told_and_all_is_learned_from(words, capsys):
+    Sounds(recipe("words", words, SAID, "data.held_out=[4]"))
+    assert "data.held_out: there is no 4 among " in capsys.readouterr().err
 
 
 def test_a_sound_is_in_the_middle_or_later_or_cut():

@@ -251,6 +251,7 @@ def test_wrong_dimensions_name_the_modality(inputs, words):
         ({"mask": torch.ones(2, 1, 1)}, r"mask: expected .* got \(2, 1, 1\)"),
         ({"dt": torch.ones(2, 3)}, r"dt: expected \(2, 3, 1\), got \(2, 3\)"),
         ({"dt": torch.ones(2, 1, 1)}, r"dt: expected \(2, 3, 1\), got \(2, 1, 1\)"),
+        ({"dt": 0.1}, "dt: expected a tensor, got float"),
     ],
 )
 def test_a_mask_or_dt_of_another_shape_is_refused(more, words):
@@ -270,6 +271,17 @@ def test_an_encoder_alone_tells_of_what_it_cannot_take():
         ModalityEncoder(ModalityConfig(ModalityType.SENSOR, 3))(torch.zeros(2, 5, 4))
 
 
+def test_sizes_are_whole_numbers_of_any_kind():
+    assert ModalityConfig(ModalityType.SENSOR, np.int64(3)).shape == (3,)
+    with pytest.raises(ValueError, match=r"SENSOR: expected an input_dim of whole numbers, got 3\.5"):
+        ModalityConfig(ModalityType.SENSOR, 3.5)
+
+
+def test_configs_have_names():
+    with pytest.raises(ValueError, match="modality_configs: expected configs by name, got list"):
+        MultiModalFusionNetwork([WHEELS])
+
+
 def test_ticks_take_time():
     with pytest.raises(ValueError, match=r"^tick_period_s: expected more than 0, got 0$"):
         MultiModalFusionNetwork({"wheels": WHEELS}, tick_period_s=0)
@@ -284,6 +296,7 @@ def test_ticks_take_time():
         ("SENSOR", 3, {"spiking_units": 0}, "spiking_units: expected a whole number above 0, got 0"),
         ("SENSOR", 3, {"period_s": -1.0}, "period_s: expected more than 0, got -1.0"),
         ("SENSOR", 3, {"num_spike_steps": 2.5}, "num_spike_steps: expected 0 or more, whole, got 2.5"),
+        ("SENSOR", 3, {"beta": "x"}, "beta: expected a share between 0 and 1, got 'x'"),
         ("VISION", (3, 32, 32), {"preprocessing": "asked"}, "preprocessing 'asked' needs a TEXT"),
         ("VISION", (3, 24, 32), {"preprocessing": "asked"}, r"'asked': .*at least 25 pixels, got \(3, 24, 32\)"),
         ("VISION", (1, 32, 32), {"preprocessing": "asked"}, r"'asked': .*\(3, height, width\).* got \(1, 32, 32\)"),

@@ -109,9 +109,15 @@ def test_a_modality_may_be_left_out_and_epochs_count(digits, tmp_path, capsys):
     assert weights["fusion.absent"].shape == (1, 16)
     recipe = read_recipe(tmp_path / "recipe.yaml")
     assert (recipe.model["fusion_strategy"], recipe.train.epochs) == ("late", 1)
+    assert recipe.tick == {"anchor": "audio", "period_ms": 1000.0, "max_period_ms": 1500.0, "min_period_ms": 0.0}
     assert "10/10" in capsys.readouterr().err  # 40 pictures in batches of 4
     assert main(["digits", "--data", str(digits), "--modalities", "smell"]) == 2
-    assert "--modalities: expected some of ['audio', 'image'], got ['smell']" in capsys.readouterr().err
+    assert "--modalities: expected some of ['audio', 'image', 'vision'], got ['smell']" in capsys.readouterr().err
+
+
+def test_an_epoch_of_less_than_a_batch_is_a_step(digits, tmp_path, capsys):
+    trained(tmp_path, digits, "--modalities", "vision", "--epochs", "3", "train.lanes=64")
+    assert "3/3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -669,9 +675,11 @@ def scored(task: str, folder: Path, out: Path, capsys, *options: str) -> dict:
 def test_velocity_of_logs_of_any_name(tmp_path, capsys):
     """A robot goes straight on, faster and faster; the last known velocity is nearly right."""
     lines = [flaser(10 + i / 6, i * i / 500, 0, 0.0, ranges=[5 - i * i / 500] * 180) for i in range(40)]
-    write_zip(tmp_path / CARMEN, {f"{name}.log": "\n".join(lines).encode() for name in ("attic", "cellar")})
+    logs = {"attic.log": lines, "cellar.log": lines, "stairs.log": lines[:3]}
+    write_zip(tmp_path / CARMEN, {name: "\n".join(log).encode() for name, log in logs.items()})
     scores = scored("lidar_velocity", tmp_path, tmp_path, capsys, "train.lanes=2", "data.held_out=[cellar]")
-    assert scores["logs"].keys() == {"attic", "cellar"}
+    assert scores["logs"].keys() == {"attic", "cellar", "stairs"}
+    assert (scores["logs"]["stairs"]["windows"], scores["logs"]["stairs"]["r2"]) == (0, None)  # too short for any
     assert scores["logs"]["attic"]["r2_previous"][0] > 0.9 > scores["logs"]["attic"]["r2"][0]
     assert scores["logs"]["attic"]["windows"] > 20
 

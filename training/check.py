@@ -159,10 +159,11 @@ def check(recordings: Sequence[Recording], streams: Sequence[StreamSpec], label:
     topics.append((label.topic, [(r, r.topics[label.topic]) for r in recordings if label.topic in r.topics]))
     known = {name for name, _ in topics}
     others = {t.topic for r in recordings for name, t in r.topics.items() if name not in known}
+    others = others.union(*(r.unused for r in recordings)) - {t.topic for _, found in topics for _, t in found}
     return Report(
         len(recordings), sum(r.end_ns - r.start_ns for r in recordings) / NS, tuple(_row(*topic) for topic in topics),
         label, balance, tuple(sorted(findings, key=lambda f: (not f.leaves_out, str(f.path), f.time_s))),
-        tuple(sorted(others.union(*(r.unused for r in recordings)))),
+        tuple(sorted(others)),
     )  # fmt: skip
 
 

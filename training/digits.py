@@ -108,7 +108,7 @@ class Digits:
         self.lanes, self.absent, self.misheard = recipe.train.lanes, recipe.data["absent"], recipe.data["misheard"]
         self._specs = {spec.name: spec for spec in recipe.streams}
         self._names, self._words = list(self._specs), words(recipe)
-        self.steps_an_epoch = len(self.images) // self.lanes
+        self.steps_an_epoch = max(1, len(self.images) // self.lanes)
         self._rng = np.random.default_rng(recipe.seed)
 
     def next(self) -> Batch:

@@ -35,7 +35,7 @@ from training import supervised
 from training.batches import Batch, regular_batch, regular_steps
 from training.models import ModelResult, MultiModalFusionNetwork
 from training.nets import heard_as
-from training.protocols import add_noise, noise, power
+from training.protocols import add_noise, learned_from, noise, power
 from training.real_data import read_sounds, read_words
 from training.recipe import Recipe
 from training.supervised import rate_loss, words
@@ -116,8 +116,7 @@ class Sounds:
         folder, rule = recipe.data["folder"], recipe.data["held_out"]
         every = read(recipe.task, Path(folder))
         if isinstance(rule, list):
-            if unknown := set(map(str, rule)) - {clip.group for clip in every}:
-                raise ValueError(f"data.held_out: {folder} has no such speakers or folds: {sorted(unknown)}")
+            learned_from(recipe, sorted({clip.group for clip in every}))  # tells of those that are not there
         elif isinstance(rule, bool) or not isinstance(rule, (int, float)) or not 0 <= rule < 1:
             raise ValueError(f"data.held_out: expected a list of speakers or folds, or a share below 1, got {rule!r}")
         clips = [clip for clip in every if not held_out(clip.group, rule)]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -323,7 +324,7 @@ def _layout(recordings: Sequence[Recording], label_topic: str, fps: int | None) 
             known = _of_joints(spec.joints, topic.gives.split(", ")) if spec.joints else said
             names.setdefault(key, []).extend(known or [f"{spec.name}_{i}" for i in range(size)])
     used = tuple(spec for spec in streams if spec.kind in HELD)
-    fps = fps or max(1, round(1e3 / tick_of(used).period_ms))
+    fps = fps or max(1, round(1e3 / tick_of(used, math.inf).period_ms))
     by_speed = label.interface == "velocity" and not set(label.names) <= set(TWIST)
     actions = [f"{name}{VELOCITY}" if by_speed else name for name in label.names]
     return _Layout(fps, label, used, cameras, vectors, {**names, "action": actions})

@@ -64,7 +64,8 @@ def mirrored(log: Tables) -> Tables:
 
 def evaluate(bundle: Bundle, folder: Path, only: list[str]) -> dict[str, Any]:
     """R2 of each log of the folder (or of those named): [linear, angular]; of the last velocity known before; and of
-    the model, where 0 is as good as that; and whether its name is of those that the model did not learn by."""
+    the model, where 0 is as good as that; and whether its name is one of those that were held out of the training (of
+    another folder's logs, which need not have the same names, that says nothing)."""
     logs = read_carmen(folder)
     if unknown := set(only) - logs.keys():
         raise ValueError(f"{folder}: expected logs among {sorted(logs)}, got {sorted(unknown)}")

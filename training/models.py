@@ -58,10 +58,10 @@ class ModalityEncoder(nn.Module):
             _expect_size(size, getattr(config, size))
         for time, value in {"period_s": config.period_s, "tau_s": config.tau_s, "tick_period_s": tick_period_s}.items():
             _expect_time(time, value)
-        if not isinstance(config.num_spike_steps, int) or config.num_spike_steps < 0:
+        if not isinstance(config.num_spike_steps, Integral) or config.num_spike_steps < 0:
             raise ValueError(f"num_spike_steps: expected 0 or more, whole, got {config.num_spike_steps}")
-        if not 0 < config.beta < 1:
-            raise ValueError(f"beta: expected a share between 0 and 1, got {config.beta}")
+        if not (isinstance(config.beta, (int, float)) and 0 < config.beta < 1):
+            raise ValueError(f"beta: expected a share between 0 and 1, got {config.beta!r}")
         self.config, self.shape = config, config.shape
         self.period_s = config.period_s or tick_period_s
         self.net = build_net(config, text_units)
@@ -250,6 +250,8 @@ class MultiModalFusionNetwork(nn.Module):
         for size, value in {**sizes, "fusion_units": fusion_units}.items():
             _expect_size(size, value)
         _expect_time("tick_period_s", tick_period_s)
+        if not isinstance(modality_configs, Mapping):
+            raise ValueError(f"modality_configs: expected configs by name, got {type(modality_configs).__name__}")
         self.names, self.configs = tuple(modality_configs), dict(modality_configs)
         if not self.names:
             raise ValueError("modality_configs: expected at least one modality")
@@ -483,6 +485,8 @@ def _expect_time(name: str, value: float | None) -> None:
 
 def _expect(name: str, x: Tensor | None, *shapes: tuple[int, ...]) -> None:
     """Raises ValueError."""
+    if x is not None and not isinstance(x, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x is not None and tuple(x.shape) not in shapes:
         raise ValueError(f"{name}: expected {' or '.join(map(str, shapes))}, got {tuple(x.shape)}")
 

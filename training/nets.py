@@ -11,10 +11,11 @@ log-mel (channels + 1, bands, hops) or a waveform (channels, samples), float wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -89,12 +90,14 @@ class ModalityConfig:
             if self.type not in known:
                 raise ValueError(f"type: expected a ModalityType, or one of {known}, got {self.type!r}")
             object.__setattr__(self, "type", ModalityType(self.type))
+        if not all(isinstance(size, Integral) for size in self.shape):
+            raise ValueError(f"{self.type.name}: expected an input_dim of whole numbers, got {self.input_dim!r}")
         if not 0 <= self.max_age_s < math.inf:
             raise ValueError(f"{self.type.name}: expected max_age_s of 0 or more seconds, got {self.max_age_s}")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.input_dim,) if isinstance(self.input_dim, int) else tuple(self.input_dim)
+        return tuple(self.input_dim) if isinstance(self.input_dim, Iterable) else (self.input_dim,)
 
     @classmethod
     def of(cls, spec: StreamSpec, tick_period_s: float, words: int = 0, **sizes: Any) -> ModalityConfig:

@@ -408,16 +408,17 @@ def _columns(topic: Topic, names: Sequence[str]) -> np.ndarray:
 
 def _greatest_rate(topic: Topic, names: Sequence[str]) -> np.ndarray:
     steps_s = np.diff(topic.arrival_ns) / NS
-    change = np.abs(np.diff(_columns(topic, names), axis=0))
+    with np.errstate(invalid="ignore"):  # of what is not finite
+        change = np.abs(np.diff(_columns(topic, names), axis=0))
     near = (steps_s < UNLABELLED_S) & np.isfinite(change).all(axis=1)
     if not near.any():
         return np.zeros(len(names))
     return (change[near] / np.maximum(steps_s[near], np.median(steps_s[near]))[:, None]).max(axis=0)
 
 
-def tick_of(streams: Sequence[StreamSpec]) -> Tick:
+def tick_of(streams: Sequence[StreamSpec], most_ms: float = MOST_TICK_MS) -> Tick:
     """Ticks come with the first camera, or else with the fastest sensor of at most 50 Hz, or else with the slowest; and
-    without it before the watchdog, which waits 150 ms, would stop the robot."""
+    after `most_ms` without it: of a robot before the watchdog, which waits 150 ms, would stop it."""
     sensors = [spec for spec in streams if not spec.latched and spec.rate_hz]
     if not sensors:
         raise RecordingError(f"expected a sensor, got the streams {[spec.name for spec in streams]}")
@@ -426,8 +427,8 @@ def tick_of(streams: Sequence[StreamSpec]) -> Tick:
     anchor = (
         cameras[0] if cameras else max(slow, key=lambda s: s.rate_hz, default=min(sensors, key=lambda s: s.rate_hz))
     )
-    period_ms = round(1e3 / anchor.rate_hz, 3)
-    return Tick(anchor.name, period_ms, round(min(1.5 * period_ms, MOST_TICK_MS), 3))
+    period_ms = 1e3 / anchor.rate_hz
+    return Tick(anchor.name, round(min(period_ms, most_ms), 3), round(min(1.5 * period_ms, most_ms), 3))
 
 
 def tables_of(

@@ -55,8 +55,9 @@ from training.cached import write_text
 from training.check import LABEL_HELP
 from training.fusion import FusionStrategy
 from training.models import ModelState, MultiModalFusionNetwork
+from training.nets import ModalityType
 from training.recipe import Recipe, TrainConfig, check_keys, hint, make, make_recipe, read_yaml, set_value
-from training.recordings import tick_of
+from training.recordings import MOST_TICK_MS, tick_of
 from training.supervised import contrastive, newest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -138,16 +139,17 @@ def _recipe(args: argparse.Namespace, path: Path) -> Recipe:
         if not args.data and raw.get("data", {}).get("folder") == "":
             raise ValueError(f"{args.recipe}: where are the data? --data FOLDER")
     if args.modalities:
-        chosen = [s for s in raw["streams"] if {s["name"], s["kind"]} & set(args.modalities)]
-        known = {name for s in raw["streams"] for name in (s["name"], s["kind"])}
-        if unknown := set(args.modalities) - known:
+        called = [{s["name"], s["kind"], ModalityType(s["kind"]).name.lower()} for s in raw["streams"]]
+        if unknown := set(args.modalities) - (known := set().union(*called)):
             raise ValueError(f"--modalities: expected some of {sorted(known)}, got {sorted(unknown)}")
+        chosen = [s for s, names in zip(raw["streams"], called) if names & set(args.modalities)]
         for left_out in {s["name"] for s in raw["streams"] if s not in chosen}:
             raw["model"].get("modality", {}).pop(left_out, None)
             raw.get("train", {}).get("learning_rates", {}).pop(left_out, None)
         raw["streams"] = chosen
         if raw["tick"]["anchor"] not in [s["name"] for s in chosen]:
-            raw["tick"] = asdict(tick_of([make(StreamSpec, s, f"{path}: streams") for s in chosen]))
+            most_ms = MOST_TICK_MS if "action" in raw else math.inf
+            raw["tick"] = asdict(tick_of([make(StreamSpec, s, f"{path}: streams") for s in chosen], most_ms))
     if len(raw.get("streams", ())) == 1 and raw.get("train"):  # there is no other, to do without it
         raw["train"].pop("modality_dropout", None)
     for key, value in flags.items():

@@ -87,7 +87,7 @@ def predict(bundle: Bundle, log: Tables, ends: Sequence[int], ticks: int) -> np.
         for tick in range(end - ticks, end):
             values = model.step(inputs_at(log, tick, end - ticks)).values["values"]
         said.append(values[0])
-    return np.array(said, np.float32).reshape(len(ends), -1)
+    return np.array(said, np.float32).reshape(len(ends), log.labels["target"].shape[-1])
 
 
 def scored(bundle: Bundle, log: Tables) -> dict[str, Any]:
