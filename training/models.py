@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ class ModalityEncoder(nn.Module):
             _expect_time(time, value)
         if not isinstance(config.num_spike_steps, Integral) or config.num_spike_steps < 0:
             raise ValueError(f"num_spike_steps: expected 0 or more, whole, got {config.num_spike_steps}")
-        if not (isinstance(config.beta, (int, float)) and 0 < config.beta < 1):
+        if not (isinstance(config.beta, Real) and 0 < config.beta < 1):
             raise ValueError(f"beta: expected a share between 0 and 1, got {config.beta!r}")
         self.config, self.shape = config, config.shape
         self.period_s = config.period_s or tick_period_s
