@@ -103,6 +103,12 @@ def test_what_is_kept_is_the_gradient_of_the_mean_by_each_current(encoder, dtype
     assert d_currents.dtype == dtype and (d_currents.double() - grad * wanted).norm() < 5e-3 * (grad * wanted).norm()
 
 
+def test_of_no_samples_there_are_no_rates_and_no_gradient(encoder):
+    rate = encoder(torch.zeros(0, 64))
+    assert rate.shape == (0, 16)
+    assert not any(grad.any() for grad in torch.autograd.grad(rate.sum(), list(encoder.parameters())))
+
+
 def test_under_autocast_it_computes_in_the_precision_of_its_weights(encoder):
     x, inputs = 2 * torch.randn(40, 64), list(encoder.parameters())
     wanted = torch.autograd.grad(encoder(x).sum(), inputs)

@@ -115,6 +115,15 @@ def test_a_modality_may_be_left_out_and_epochs_count(digits, tmp_path, capsys):
     assert "--modalities: expected some of ['audio', 'image', 'vision'], got ['smell']" in capsys.readouterr().err
 
 
+def test_what_a_recipe_says_of_a_modality_goes_with_it(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr("training.train.train", lambda recipe, *_: made.append(recipe))
+    own = (RECIPES / "digits.yaml").read_text().replace("train: {", "train: {learning_rates: {audio: 0.5}, ")
+    (tmp_path / "own.yaml").write_text(own)
+    assert main([str(tmp_path / "own.yaml"), "--data", "x", "--modalities", "image"]) == 0
+    assert made[0].train.learning_rates == {} and "audio" not in made[0].model["modality"]
+
+
 def test_an_epoch_of_less_than_a_batch_is_a_step(digits, tmp_path, capsys):
     trained(tmp_path, digits, "--modalities", "vision", "--epochs", "3", "train.lanes=64")
     assert "3/3" in capsys.readouterr().err
