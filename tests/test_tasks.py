@@ -592,6 +592,7 @@ def test_a_recipe_that_is_not_there_and_data_that_are_not_named(capsys):
         ("model.modality.image.dropot=0.9", "model.modality.image: no key 'dropot'; did you mean 'dropout'?"),
         ("data.held=[x]", "data.held: no key 'held'; did you mean 'held_out'?"),
         ("data.absent=2", "data.absent: expected a number from 0 to 1, got 2"),
+        ("data.absent=true", "data.absent: expected a number from 0 to 1, got True"),
         ("data.misheard=some", "data.misheard: expected a number from 0 to 1, got 'some'"),
         ("data.trust.audio=some", "data.trust.audio: expected a number above 0, got 'some'"),
         ("values.names=[a, b]", "values.names: expected ten, of the digits from 0 to 9, got ['a', 'b']"),

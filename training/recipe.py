@@ -125,7 +125,7 @@ def make_recipe(raw: dict[str, Any], overrides: list[str], path: str) -> Recipe:
         raise ValueError(f"{path}: max_gap_ms: expected more than 0, got {recipe.max_gap_ms}")
     for name, value in recipe.data.items():
         low, high = NUMBERS.get(name, (None, None))
-        if low is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+        if low is not None and not (type(value) in (int, float) and low <= value <= high):  # and no bool
             raise ValueError(f"{path}: data.{name}: expected a number from {low} to {high}, got {value!r}")
     if (scale := recipe.data.get("scale")) is not None:
         names = recipe.values["names"]

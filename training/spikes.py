@@ -148,11 +148,9 @@ def mean_spikes_and_gains(
         gains.append(gain)
     exponent = greatest.log2().ceil().clamp(min=-126)  # a neuron so far from its threshold learns nothing
     roots = (torch.stack(gains[::-1]) * (-exponent).exp2()).sqrt()
-    return (
-        total / steps,
-        roots if wide == torch.double else (roots * 255 + 0.5).to(torch.uint8),
-        exponent.to(torch.int8),
-    )
+    if wide != torch.double:
+        roots = (roots * 255 + 0.5).to(torch.uint8)
+    return total / steps, roots, exponent.to(torch.int8)
 
 
 def held_spikes_grad(grad: Tensor, current: Tensor, beta: float, threshold: float, steps: int, slope: float) -> Tensor:
